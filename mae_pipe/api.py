@@ -1,0 +1,62 @@
+"""The public names: all that plugins, shard formats and scripts need.
+
+Names are imported when first used, so that what needs no torch does not wait for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mae_pipe.catalog import Catalog as Catalog
+    from mae_pipe.catalog import plugin as plugin
+    from mae_pipe.contracts import Grid as Grid
+    from mae_pipe.contracts import Head as Head
+    from mae_pipe.contracts import MaskSampler as MaskSampler
+    from mae_pipe.contracts import Target as Target
+    from mae_pipe.data.sample import Placed as Placed
+    from mae_pipe.data.sample import Sample as Sample
+    from mae_pipe.data.sample import ShardFormat as ShardFormat
+    from mae_pipe.data.sample import ShardReader as ShardReader
+    from mae_pipe.data.stream import Batch as Batch
+    from mae_pipe.errors import DataError as DataError
+    from mae_pipe.errors import MaePipeError as MaePipeError
+    from mae_pipe.errors import PluginError as PluginError
+    from mae_pipe.masking import Mask as Mask
+    from mae_pipe.patches import patchify as patchify
+    from mae_pipe.patches import unpatchify as unpatchify
+    from mae_pipe.rng import Rng as Rng
+
+_HOME = {
+    "Batch": "mae_pipe.data.stream",
+    "Catalog": "mae_pipe.catalog",
+    "DataError": "mae_pipe.errors",
+    "Grid": "mae_pipe.contracts",
+    "Head": "mae_pipe.contracts",
+    "MaePipeError": "mae_pipe.errors",
+    "Mask": "mae_pipe.masking",
+    "MaskSampler": "mae_pipe.contracts",
+    "Placed": "mae_pipe.data.sample",
+    "PluginError": "mae_pipe.errors",
+    "Rng": "mae_pipe.rng",
+    "Sample": "mae_pipe.data.sample",
+    "ShardFormat": "mae_pipe.data.sample",
+    "ShardReader": "mae_pipe.data.sample",
+    "Target": "mae_pipe.contracts",
+    "patchify": "mae_pipe.patches",
+    "plugin": "mae_pipe.catalog",
+    "unpatchify": "mae_pipe.patches",
+}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mae_pipe.api' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

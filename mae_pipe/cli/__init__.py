@@ -1,0 +1,80 @@
+"""The command line: parse, then one call; imports nothing heavy until a verb runs."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from mae_pipe import __version__
+from mae_pipe.errors import MaePipeError
+
+VERBS = {  # verb -> the module of mae_pipe.cli that holds a click command of that name
+    "shard": "shard",
+    "verify": "shard",
+    "pretrain": "pretrain",
+    "probe": "downstream",
+    "finetune": "downstream",
+    "reconstruct": "reconstruct",
+    "report": "report",
+    "plugins": "plugins",
+    "recipes": "recipes",
+    "doctor": "doctor",
+    "demo": "demo",
+}
+
+
+class _Verbs(click.Group):
+    """Finds a verb's module by name; ``--help`` reads the summaries below and imports none."""
+
+    SUMMARIES = {
+        "shard": "Build shards from a folder of images.",
+        "verify": "Check every hash and count of shards.",
+        "pretrain": "Pretrain a masked autoencoder on shards.",
+        "probe": "Train a linear probe on a frozen encoder.",
+        "finetune": "Finetune an encoder on labelled shards.",
+        "reconstruct": "Draw what a run predicts for images.",
+        "report": "Write a run's report.html.",
+        "plugins": "List the installed plugins.",
+        "recipes": "List or show the built-in recipes.",
+        "doctor": "Check this machine and say what would go wrong.",
+        "demo": "Run the whole path on real digits, or on your own images.",
+    }
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in VERBS:
+            return None
+        command = getattr(importlib.import_module(f"mae_pipe.cli.{VERBS[name]}"), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self.SUMMARIES[name]) for name in VERBS])
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mae-pipe")
+def _group() -> None:
+    """From a folder of images to a pretrained, finetuned, probed and reported masked autoencoder."""
+
+
+def main() -> None:
+    """The ``mae-pipe`` command. Exit codes: docs/exit-codes.md."""
+    try:
+        _group.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except MaePipeError as error:
+        click.echo(f"mae-pipe: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,158 @@
+"""What a folder of shards holds: ``manifest.json`` and, for each split, a sample index.
+
+The manifest is small and for people; the index has a row a sample and is a safetensors
+file that is mapped, not parsed. Both are named by sha256, so that damage is seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mae_pipe.data.sample import ENCODINGS, Placed
+from mae_pipe.errors import DataError, closest
+
+NAME = "manifest.json"
+VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Shard(_Part):
+    """One shard file; ``name`` is relative to the manifest's folder."""
+
+    name: str
+    images: int
+    bytes: int
+    sha256: str
+
+
+class Refused(_Part):
+    """A source file that is in no shard, and why."""
+
+    path: str
+    reason: str
+
+
+class Statistics(_Part):
+    """Of a split's stored images; mean and std per channel (red, green, blue) in [0, 1]."""
+
+    mean: list[float]
+    std: list[float]
+    mean_width: float
+    mean_height: float
+
+
+class Split(_Part):
+    """One split ("train", "val", ...)."""
+
+    images: int
+    shards: list[Shard]
+    index: Shard  # the sample index's file
+    statistics: Statistics
+    labelled: bool
+    converted: dict[str, int]  # what was done to how many, such as {"cmyk": 22}
+    refused: list[Refused]
+
+
+class Manifest(_Part):
+    """A folder of shards."""
+
+    version: int
+    format: str  # a plugin of kind "shards"
+    created_by: str
+    options: dict[str, Any]  # those of the build that change bytes
+    classes: list[str]  # names by label; empty where images have no labels
+    splits: dict[str, Split]
+
+    def save(self, folder: Path) -> None:
+        """Write ``manifest.json``, whole or not at all."""
+        path = folder / NAME
+        new = path.with_suffix(".json.tmp")
+        new.write_text(json.dumps(self.model_dump(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        new.replace(path)
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read and check ``folder/manifest.json``."""
+        path = folder / NAME
+        if not path.is_file():
+            raise DataError(f"{folder} holds no {NAME}; build shards with: mae-pipe shard IMAGES {folder}")
+        try:
+            manifest = cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise DataError(f"{path} is not a manifest: {where}: {first['msg']}; build the shards again") from error
+        if manifest.version > VERSION:
+            raise DataError(
+                f"{path} has version {manifest.version}, this mae-pipe reads up to {VERSION}; upgrade mae-pipe"
+            )
+        for part in [p for s in manifest.splits.values() for p in (*s.shards, s.index)]:
+            if Path(part.name).is_absolute() or ".." in Path(part.name).parts:
+                raise DataError(f"{path} names {part.name!r}, outside its folder; do not use these shards")
+        return manifest
+
+    def split(self, name: str) -> Split:
+        """A split by name."""
+        if name not in self.splits:
+            known = ", ".join(self.splits)
+            raise DataError(f"the shards have no split {name!r}{closest(name, self.splits)}; they have {known}")
+        return self.splits[name]
+
+
+@dataclass(frozen=True)
+class SampleIndex:
+    """A row a sample, in the order of the shards: [n] arrays."""
+
+    shard: NDArray[np.uint32]  # which of Split.shards
+    offset: NDArray[np.uint64]
+    size: NDArray[np.uint64]
+    crc32: NDArray[np.uint32]
+    encoding: NDArray[np.uint8]  # a place in ENCODINGS
+    width: NDArray[np.uint32]
+    height: NDArray[np.uint32]
+    label: NDArray[np.int32]  # -1: none
+    key_ends: NDArray[np.uint64]  # where each key ends in key_bytes
+    key_bytes: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def key(self, row: int) -> str:
+        """The sample's key."""
+        start = int(self.key_ends[row - 1]) if row else 0
+        return self.key_bytes[start : int(self.key_ends[row])].tobytes().decode()
+
+    def placed(self, row: int) -> Placed:
+        """Where the sample lies in its shard."""
+        encoding = ENCODINGS[int(self.encoding[row])]
+        return Placed(int(self.offset[row]), int(self.size[row]), int(self.crc32[row]), encoding)
+
+    def save(self, path: Path) -> None:
+        """Write the index; the same rows give the same bytes."""
+        from safetensors.numpy import save_file
+
+        save_file({name: np.ascontiguousarray(value) for name, value in vars(self).items()}, path)
+
+    @classmethod
+    def load(cls, folder: Path, part: Shard) -> SampleIndex:
+        """Read an index and check it against the manifest's hash."""
+        from safetensors.numpy import load
+
+        path = folder / part.name
+        if not path.is_file():
+            raise DataError(f"the sample index {path} is missing; run: mae-pipe verify {folder}")
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != part.sha256:
+            raise DataError(f"the sample index {path} is damaged; copy it again or build the shards again")
+        return cls(**load(data))

@@ -1,0 +1,79 @@
+"""An image on its way into a shard, and out of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Encoding = Literal["jpeg", "png", "webp", "raw"]
+ENCODINGS: tuple[Encoding, ...] = ("jpeg", "png", "webp", "raw")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One checked image, ready to be stored.
+
+    Attributes:
+        key: unique in its split, made of ``[A-Za-z0-9_/-]``; no dots.
+        image: the encoded file.
+        label: the class number, or None.
+    """
+
+    key: str
+    image: bytes
+    encoding: Encoding
+    width: int
+    height: int
+    label: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where and as what a shard file holds a sample."""
+
+    offset: int  # bytes from the start of the shard file
+    size: int  # bytes
+    crc32: int  # of those bytes
+    encoding: Encoding  # "raw" is [height, width, 3] uint8, row by row
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An image as read from a shard: encoded bytes, or raw pixels."""
+
+    data: bytes | memoryview
+    encoding: Encoding
+    width: int
+    height: int
+
+
+class ShardReader(ABC):
+    """One open shard file. Safe to read from several threads at once."""
+
+    @abstractmethod
+    def read(self, number: int, placed: Placed) -> bytes | memoryview:
+        """The bytes of the shard's ``number``-th sample, which the index says is at ``placed``."""
+
+    def close(self) -> None:
+        """Let go of the file. Default: nothing."""
+
+
+class ShardFormat(ABC):
+    """A way to store samples in files. Kind ``shards``.
+
+    A format knows one file; folders, manifests, hashes, parallel builds, order and
+    decoding are the trunk's. ``suffix`` begins with a dot.
+    """
+
+    suffix: str
+
+    @abstractmethod
+    def write(self, path: Path, samples: Iterable[Sample]) -> list[Placed]:
+        """Write one shard file; the same samples give the same bytes. Returns a place for each, in order."""
+
+    @abstractmethod
+    def open(self, path: Path) -> ShardReader:
+        """Open a shard file that ``write`` made."""

@@ -1,0 +1,1 @@
+"""Shard formats: WebDataset tar files and FFCV beton files."""
