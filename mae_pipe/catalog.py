@@ -171,11 +171,8 @@ def _options(node: ast.ClassDef) -> tuple[str, ...]:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
             positional = item.args.args[len(item.args.args) - len(item.args.defaults) :]
             pairs = [*zip(positional, item.args.defaults, strict=True)]
-            pairs += [(a, d) for a, d in zip(item.args.kwonlyargs, item.args.kw_defaults, strict=True) if d is not None]
-            return tuple(
-                f"{a.arg}: {ast.unparse(a.annotation)} = {ast.unparse(d)}" if a.annotation else f"{a.arg} = {ast.unparse(d)}"
-                for a, d in pairs
-            )
+            pairs += [(a, d) for a, d in zip(item.args.kwonlyargs, item.args.kw_defaults, strict=True) if d]
+            return tuple(f"{ast.unparse(argument)} = {ast.unparse(default)}" for argument, default in pairs)
     return ()
 
 

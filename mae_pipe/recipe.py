@@ -40,6 +40,7 @@ class Data(_Part):
     crop_scale: tuple[Share, Share] = (0.2, 1.0)  # of the image's area
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
     flip: Share = 0.5  # probability of a horizontal flip
+    centre_share: Annotated[float, Field(gt=0, le=1)] = 0.875  # centre crop: its side in the resized image's short side
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's, as timm
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     global_batch: Positive = 4096  # images an optimizer step, on any number of ranks

@@ -40,7 +40,7 @@ def hashes(key: int, positions: NDArray[np.integer], count: int) -> NDArray[np.u
 
 def uniforms(key: int, positions: NDArray[np.integer], count: int) -> NDArray[np.float64]:
     """``count`` numbers in [0, 1) for each of B positions: [B, count], 53 random bits each."""
-    return (hashes(key, positions, count) >> np.uint64(11)) * 2.0**-53
+    return (hashes(key, positions, count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(key: int, size: int) -> NDArray[np.int64]:
