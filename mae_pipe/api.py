@@ -49,7 +49,7 @@ _HOME = {
     "unpatchify": "mae_pipe.patches",
 }
 
-__all__ = sorted(_HOME)
+__all__ = sorted(_HOME)  # noqa: PLE0605 (one list, not two)
 
 
 def __getattr__(name: str) -> Any:

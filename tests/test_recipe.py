@@ -1,0 +1,74 @@
+"""Recipes are typed, frozen, and say what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from mae_pipe import recipe
+from mae_pipe.errors import RecipeError
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "mine.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_the_defaults_are_the_papers() -> None:
+    mae = recipe.Pretrain()
+    assert mae.lr == pytest.approx(2.4e-3)
+    assert (mae.mask.ratio, mae.data.crop_scale, mae.optimizer.betas) == (0.75, (0.2, 1.0), (0.9, 0.95))
+    assert (mae.decoder.depth, mae.decoder.width, mae.schedule.warmup_epochs) == (8, 512, 40.0)
+
+
+def test_changes_are_typed_values_on_top_of_the_file(tmp_path: Path) -> None:
+    path = written(tmp_path, 'task = "pretrain"\n[data]\nsize = 32\n[encoder]\npatch = 8\n')
+    changed = recipe.load(path, ["data.global_batch=512", "mask.name=block", "optimizer.base_lr=1e-3"])
+    assert isinstance(changed, recipe.Pretrain)
+    assert (changed.data.size, changed.data.global_batch, changed.mask.name) == (32, 512, "block")
+    assert changed.optimizer.base_lr == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('task = "pretrain"\n[data]\nglobal_bach = 3', "unknown key 'data.global_bach' (did you mean 'global_batch'?)"),
+        ('task = "pretrain"\n[mask]\nratio = 1.5', "mask.ratio: Input should be less than 1, got 1.5"),
+        ('task = "pretrain"\n[data]\nsize = "big"', "data.size"),
+        ('task = "pretrain"\n[data]\nsize = 100', "data.size 100 must be a multiple of encoder.patch 16"),
+        ('task = "dance"', "task = 'dance'"),
+        ("task = ", "is not valid TOML"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_in_a_sentence(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipe.load(written(tmp_path, text))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value).strip()
+
+
+def test_an_unknown_recipe_names_the_closest() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'mae_vit_base_patch16'"):
+        recipe.load("mae_vit_bas_patch16")
+
+
+@pytest.mark.parametrize("change", ["data.size", "=3", "task.x=1"])
+def test_a_malformed_change_is_refused(change: str) -> None:
+    with pytest.raises(RecipeError, match="--set"):
+        recipe.load("mae_vit_base_patch16", [change])
+
+
+def test_a_recipe_for_another_task_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="is for 'pretrain', not for 'probe'"):
+        recipe.load(written(tmp_path, 'task = "pretrain"'), task="probe")
+
+
+def test_recipes_are_frozen_and_fingerprinted_by_value() -> None:
+    mae = recipe.Pretrain()
+    with pytest.raises(ValidationError):
+        mae.seed = 3  # type: ignore[misc]
+    assert mae.fingerprint() == recipe.Pretrain().fingerprint()
+    assert mae.fingerprint() != recipe.Pretrain(seed=1).fingerprint()
