@@ -1,0 +1,214 @@
+"""The asymmetric autoencoder: a timm ViT that sees visible patches only, and a small decoder.
+
+Legend in ``contracts.py``. Sizes, order and initial weights are the official ones (MAE, He et
+al. 2022), so its state dict maps to the official one name by name (``interop.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from timm.models.vision_transformer import Attention, Block, VisionTransformer  # type: ignore[attr-defined]
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mae_pipe.contracts import Grid
+from mae_pipe.masking import Mask, gather
+from mae_pipe.positions import sincos_positions
+from mae_pipe.recipe import DecoderShape, EncoderShape
+
+LayerNorm: Any = partial(nn.LayerNorm, eps=1e-6)
+
+
+class PatchProjection(nn.Conv2d):
+    """The patch embedding's convolution, given patches that are already cut out.
+
+    A convolution whose stride is its kernel is a linear map of each patch; as one, it need
+    not see hidden patches. The weight keeps its shape and name [D, 3, P, P].
+    """
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """[B, k, 3, P, P] -> [B, k, D]."""
+        return F.linear(patches.flatten(2).to(self.weight.dtype), self.weight.flatten(1), self.bias)
+
+
+class Encoder(VisionTransformer):
+    """A timm ViT with the same state-dict names that can leave hidden patches out.
+
+    Args:
+        shape: width, depth, heads, patch side.
+        size: S, pixels.
+        learned: positions are a parameter that begins as the sin-cos table; else a float32 buffer.
+        drop_path: stochastic depth of the last block, rising linearly from 0.
+    """
+
+    cls_token: nn.Parameter
+    pos_embed: Tensor  # type: ignore[assignment]
+
+    def __init__(self, shape: EncoderShape, size: int, *, learned: bool, drop_path: float) -> None:
+        super().__init__(
+            img_size=size,
+            patch_size=shape.patch,
+            num_classes=0,
+            global_pool="",
+            embed_dim=shape.width,
+            depth=shape.depth,
+            num_heads=shape.heads,
+            mlp_ratio=shape.mlp_ratio,
+            drop_path_rate=drop_path,
+            norm_layer=LayerNorm,
+            weight_init="skip",
+        )
+        self.grid = Grid(size // shape.patch, size // shape.patch)
+        self.patch_embed.proj = PatchProjection(3, shape.width, shape.patch, stride=shape.patch)
+        table = sincos_positions(shape.width, self.grid.rows, self.grid.cols).to(self.cls_token.device)
+        del self.pos_embed
+        if learned:
+            self.pos_embed = nn.Parameter(table)
+        else:
+            self.register_buffer("pos_embed", table)
+        nn.init.normal_(self.cls_token, std=0.02)
+        initialise(self)
+        choose_attention(self)
+
+    def forward(self, images: Tensor, mask: Mask | None = None) -> Tensor:  # type: ignore[override]
+        """[B, 3, S, S] normalised images -> [B, 1 + V, D] tokens, or [B, 1 + N, D] without a mask.
+
+        The class token, then the visible patches in the mask's order; the final norm is applied.
+        """
+        cells = _cells(images, self.grid, None if mask is None else mask.visible)  # [B, V, 3, P, P]
+        positions = self.pos_embed[:, 1:]  # [1, N, D]
+        if mask is not None:
+            positions = positions[0][mask.visible]  # [B, V, D]
+        patches = self.patch_embed.proj(cells) + positions
+        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)
+        tokens = torch.cat([first.to(patches.dtype), patches], dim=1).to(self.cls_token.dtype)  # [B, 1 + V, D]
+        for block in self.blocks:
+            tokens = block(tokens)
+        out: Tensor = self.norm(tokens)
+        return out
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Encoder:
+        _keep_positions(self, partial(super()._apply, fn, recurse))
+        choose_attention(self)
+        return self
+
+
+class Decoder(nn.Module):
+    """Transformer blocks that predict hidden patches from the encoder's tokens.
+
+    Args:
+        shape: width, depth and heads.
+        width: D, of the encoder's tokens.
+        out: K, numbers predicted a patch.
+        grid: the patches of an image.
+    """
+
+    pos_embed: Tensor
+
+    def __init__(self, shape: DecoderShape, *, width: int, out: int, grid: Grid) -> None:
+        super().__init__()
+        self.embed = nn.Linear(width, shape.width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, shape.width).normal_(std=0.02))
+        positions = sincos_positions(shape.width, grid.rows, grid.cols)
+        self.register_buffer("pos_embed", positions.to(self.mask_token.device))
+        self.blocks = nn.ModuleList(
+            Block(shape.width, shape.heads, shape.mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
+            for _ in range(shape.depth)
+        )
+        self.norm = LayerNorm(shape.width)
+        self.predict = nn.Linear(shape.width, out)
+        initialise(self)
+        choose_attention(self)
+
+    def forward(self, tokens: Tensor, mask: Mask, *, everywhere: bool = False) -> Tensor:
+        """[B, 1 + V, D] -> [B, M, K], the hidden patches in the mask's order; or [B, N, K], all in place.
+
+        Attention does not care for the order of tokens, so they stay as the mask sorts them,
+        visible before hidden, and are never put back in place before the end.
+        """
+        known = self.embed(tokens)  # [B, 1 + V, Dd]
+        places = self.pos_embed[0, 1:][mask.order]  # [B, N, Dd]
+        unknown = self.mask_token + places[:, mask.visible_count :]  # [B, M, Dd]
+        zero = self.pos_embed[:, :1].expand(len(tokens), -1, -1)
+        known = known + torch.cat([zero, places[:, : mask.visible_count]], dim=1)
+        tokens = torch.cat([known, unknown], dim=1).to(self.mask_token.dtype)  # [B, 1 + N, Dd]
+        for block in self.blocks:
+            tokens = block(tokens)
+        wanted = gather(tokens[:, 1:], mask.restore) if everywhere else tokens[:, 1 + mask.visible_count :]
+        out: Tensor = self.predict(self.norm(wanted))
+        return out
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Decoder:
+        _keep_positions(self, partial(super()._apply, fn, recurse))
+        choose_attention(self)
+        return self
+
+
+def build_encoder(
+    shape: EncoderShape,
+    size: int,
+    *,
+    positions: Literal["fixed", "learned"] = "fixed",
+    drop_path: float | None = None,
+) -> Encoder:
+    """A freshly initialised encoder for images of ``size`` pixels.
+
+    Pretraining keeps positions fixed, finetuning learns them. ``drop_path`` None: the shape's own.
+    """
+    rate = shape.drop_path if drop_path is None else drop_path
+    return Encoder(shape, size, learned=positions == "learned", drop_path=rate)
+
+
+def initialise(module: nn.Module) -> None:
+    """The official first weights: Xavier-uniform matrices, zero biases; a norm begins as nothing.
+
+    qkv counts as one [3D, D] matrix, and the patch embedding as a [D, 3 P P] one that keeps
+    the convolution's own bias.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, PatchProjection):
+            nn.init.xavier_uniform_(part.weight.view(len(part.weight), -1))
+
+
+def choose_attention(module: nn.Module) -> None:
+    """Set every timm attention below ``module`` to what is fastest on its device.
+
+    On CPU, matmul, softmax and matmul; elsewhere PyTorch's fused kernel.
+    """
+    weights = next(module.parameters(), None)
+    fused = weights is not None and weights.device.type != "cpu"
+    for part in module.modules():
+        if isinstance(part, Attention):
+            part.fused_attn = fused  # type: ignore[misc]  # Final only for TorchScript
+
+
+def _cells(images: Tensor, grid: Grid, numbers: Tensor | None) -> Tensor:
+    """[B, 3, S, S] -> [B, N, 3, P, P], or [B, k, 3, P, P] of the numbered patches, copied once."""
+    batch, channels, height, width = images.shape
+    if height % grid.rows or width % grid.cols:
+        raise ValueError(f"images of {height} x {width} pixels do not split into {grid.rows} x {grid.cols} patches")
+    cells = images.reshape(batch, channels, grid.rows, height // grid.rows, grid.cols, width // grid.cols)
+    cells = cells.permute(0, 2, 4, 1, 3, 5)  # [B, rows, cols, 3, P, P], still a view
+    if numbers is None:
+        return cells.flatten(1, 2)
+    image = torch.arange(batch, device=images.device)[:, None]
+    return cells[image, numbers // grid.cols, numbers % grid.cols]
+
+
+def _keep_positions(module: Any, move: Callable[[], object]) -> None:
+    """Run ``move``, a change of device or precision, but keep a fixed position table in float32.
+
+    An engine that casts a module to bfloat16 casts its buffers too, which would blur the positions.
+    """
+    table = module._buffers.get("pos_embed")
+    move()
+    if table is not None and module.pos_embed.dtype != table.dtype:
+        module.pos_embed = table.to(module.pos_embed.device)

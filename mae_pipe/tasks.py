@@ -1,0 +1,130 @@
+"""Masked autoencoding as one module: a batch in, a loss out; what DeepSpeed wraps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, overload
+
+import torch
+from torch import Tensor, nn
+
+from mae_pipe.autoencoder import Decoder, Encoder, build_encoder
+from mae_pipe.catalog import Catalog
+from mae_pipe.contracts import MaskSampler, Target
+from mae_pipe.errors import PluginError, RecipeError
+from mae_pipe.masking import Mask, visible_count
+from mae_pipe.pixels import Channels, normalise
+from mae_pipe.recipe import Pretrain
+from mae_pipe.rng import Rng
+from mae_pipe.seeding import key
+
+if TYPE_CHECKING:
+    from mae_pipe.data.stream import Batch
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a model makes of a batch; every image is normalised, [B, 3, S, S] float32.
+
+    Attributes:
+        images: the originals.
+        mask: what was hidden.
+        picture: the prediction at every patch, as the target draws it.
+        caption: how the target made the picture.
+    """
+
+    images: Tensor
+    mask: Mask
+    picture: Tensor
+    caption: str
+
+
+class Pretraining(nn.Module):
+    """Hide patches, encode the visible ones, predict the hidden ones (MAE, He et al. 2022).
+
+    Args:
+        sampler: ranks the patches; the highest ``ratio`` of them are hidden.
+        target: what is predicted, and the loss.
+        mean, std: of pixels in [0, 1].
+        mask_key: of the masks' random numbers; with an image's position in the stream it decides its mask.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        decoder: Decoder,
+        sampler: MaskSampler,
+        target: Target,
+        *,
+        ratio: float,
+        mean: Channels,
+        std: Channels,
+        mask_key: int,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.sampler, self.target = encoder, decoder, sampler, target
+        self.grid, self.ratio = encoder.grid, ratio
+        self.mean, self.std, self.mask_key = mean, std, mask_key
+        if visible_count(self.grid.size, ratio) == self.grid.size:
+            raise RecipeError(f"mask.ratio {ratio} hides none of {self.grid.size} patches; raise it")
+
+    @classmethod
+    def from_recipe(cls, recipe: Pretrain, catalog: Catalog) -> Pretraining:
+        """Built with first weights that depend on the recipe's seed alone, so that all ranks agree."""
+        sampler = catalog.build("mask", recipe.mask.name, recipe.mask.options)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key(recipe.seed, "weights") % 2**63)
+            target = catalog.build("target", recipe.target.name, recipe.target.options, patch=recipe.encoder.patch)
+            encoder = build_encoder(recipe.encoder, recipe.data.size)
+            decoder = Decoder(recipe.decoder, width=recipe.encoder.width, out=target.width, grid=encoder.grid)
+        return cls(
+            encoder,
+            decoder,
+            sampler,
+            target,
+            ratio=recipe.mask.ratio,
+            mean=recipe.data.mean,
+            std=recipe.data.std,
+            mask_key=key(recipe.seed, "mask"),
+        )
+
+    @overload
+    def forward(self, batch: Batch, mode: Literal["loss"] = "loss") -> Tensor: ...
+
+    @overload
+    def forward(self, batch: Batch, mode: Literal["reconstruct"]) -> Reconstruction: ...
+
+    def forward(self, batch: Batch, mode: str = "loss") -> Tensor | Reconstruction:
+        """The mean loss over hidden patches, a float32 scalar; or the pictures of ``reconstruct``.
+
+        Both go through here because ZeRO 3 gathers weights when the root module is called.
+        """
+        images = normalise(batch.pixels, self.mean, self.std)  # [B, 3, S, S]
+        scores = self.sampler.scores(images, self.grid, Rng(self.mask_key, batch.positions))
+        if scores.shape != (len(images), self.grid.size):
+            raise PluginError(
+                f"the mask sampler {type(self.sampler).__name__} gave scores of shape {list(scores.shape)}; "
+                f"expected [{len(images)}, {self.grid.size}], one number a patch"
+            )
+        if mode == "loss":
+            return self.loss_of(images, scores)
+        mask = Mask.from_scores(scores, self.ratio)
+        prediction = self.decoder(self.encoder(images, mask), mask, everywhere=True).float()  # [B, N, K]
+        return Reconstruction(images, mask, self.target.picture(prediction, images), self.target.caption)
+
+    def loss_of(self, images: Tensor, scores: Tensor) -> Tensor:
+        """[B, 3, S, S] normalised images and [B, N] scores -> the mean loss over hidden patches."""
+        mask = Mask.from_scores(scores, self.ratio)
+        tokens = self.encoder(images, mask)  # [B, 1 + V, D]
+        prediction = self.decoder(tokens, mask).float()  # [B, M, K]: hidden patches only
+        return self.target.loss(prediction, mask.hidden_of(self.target.truth(images))).mean()
+
+    @torch.no_grad()
+    def reconstruct(self, batch: Batch) -> Reconstruction:
+        """Input, mask and prediction of a batch, for people to look at; no gradients, no dropout."""
+        training = self.training
+        self.eval()
+        try:
+            return self(batch, mode="reconstruct")  # type: ignore[no-any-return]
+        finally:
+            self.train(training)

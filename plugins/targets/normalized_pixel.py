@@ -1,0 +1,46 @@
+"""Hidden patches are predicted as their pixels, each patch normalised by itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mae_pipe.api import Target, patchify, plugin, unpatchify
+
+
+@plugin("normalized_pixel")
+class NormalizedPixelTarget(Target):
+    """Predict pixels less their patch's mean, over its deviation (MAE, He et al. 2022, section 3).
+
+    Mean and unbiased variance are of all 3 P P numbers of a patch. A prediction says nothing
+    of either, so its picture takes them from the original patch.
+    """
+
+    def __init__(self, *, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.width = 3 * patch * patch
+
+    def truth(self, images: Tensor) -> Tensor:
+        patches = patchify(images, self.patch).float()  # [B, N, K]
+        deviation, mean = _statistics(patches)
+        return (patches - mean) / deviation
+
+    def loss(self, prediction: Tensor, truth: Tensor) -> Tensor:
+        return (prediction.float() - truth).square().mean(dim=-1)
+
+    def picture(self, prediction: Tensor, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        deviation, mean = _statistics(patchify(images, self.patch).float())
+        patches = prediction * deviation + mean
+        return unpatchify(patches, self.patch, height // self.patch, width // self.patch)
+
+    @property
+    def caption(self) -> str:
+        return "each predicted patch is drawn with the mean and deviation of the original patch"
+
+
+def _statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, N, K] -> deviation and mean, [B, N, 1] each; 1e-6 keeps flat patches finite."""
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return (variance + 1e-6).sqrt(), mean
