@@ -1,0 +1,64 @@
+"""The names of weights elsewhere: ours <-> the official MAE checkpoints; encoder names are timm's.
+
+Only names differ: every tensor has the same shape and meaning (docs/recipes.md lists the sources).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from mae_pipe.errors import RunError
+
+_DECODER = {  # ours, official; a trailing dot stands for all names below
+    "decoder.mask_token": "mask_token",
+    "decoder.pos_embed": "decoder_pos_embed",
+    "decoder.embed.": "decoder_embed.",
+    "decoder.blocks.": "decoder_blocks.",
+    "decoder.norm.": "decoder_norm.",
+    "decoder.predict.": "decoder_pred.",
+}
+_ENCODER = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
+
+
+def official_name(name: str) -> str | None:
+    """The official name of one of ``Pretraining``'s weights; None for a target's, which has none."""
+    if name.startswith("encoder."):
+        return name.removeprefix("encoder.")
+    return next((name.replace(ours, theirs, 1) for ours, theirs in _DECODER.items() if name.startswith(ours)), None)
+
+
+def own_name(name: str) -> str | None:
+    """The name in ``Pretraining`` of an official weight; None for what is neither encoder nor decoder."""
+    if name.startswith(_ENCODER):
+        return f"encoder.{name}"
+    return next((name.replace(theirs, ours, 1) for ours, theirs in _DECODER.items() if name.startswith(theirs)), None)
+
+
+def to_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``Pretraining``'s state dict under official names: what is in a ``*_full`` checkpoint."""
+    return {theirs: tensor for name, tensor in weights.items() if (theirs := official_name(name)) is not None}
+
+
+def from_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An official state dict, with or without the decoder, under ``Pretraining``'s names.
+
+    Raises:
+        RunError: a name belongs to neither, as a classifier's head.
+    """
+    strange = sorted(name for name in weights if own_name(name) is None)
+    if strange:
+        raise RunError(
+            f"{len(strange)} weights are of no masked autoencoder, first {strange[0]!r}; "
+            "expected an official pretraining checkpoint's state dict"
+        )
+    return {own: tensor for name, tensor in weights.items() if (own := own_name(name)) is not None}
+
+
+def to_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder of ``Pretraining``'s state dict, as ``timm.models.VisionTransformer`` names it.
+
+    The decoder must stay out: timm takes a dict with a ``mask_token`` for a DINOv2.
+    """
+    return {name.removeprefix("encoder."): w for name, w in weights.items() if name.startswith("encoder.")}
