@@ -10,7 +10,9 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import inspect
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -54,7 +56,7 @@ class Entry:
     summary: str  # the first line of its docstring
     module: str
     cls: str
-    options: tuple[str, ...] = ()  # "name: type = default", as written
+    options: tuple[str, ...] = ()  # "name: type = default"; of a local file "name = default"
 
 
 @dataclass
@@ -128,7 +130,8 @@ def _read(module: str, package: str) -> Iterator[Entry]:
         raise ModuleNotFoundError(f"no module {module!r}")
     found = False
     for name, path in _sources(spec):
-        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+        with warnings.catch_warnings(action="ignore", category=SyntaxWarning):  # its author's affair
+            tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
         for node in tree.body:
             if isinstance(node, ast.ClassDef) and (marked := _mark(node)):
                 base = next((KINDS[b] for b in map(_last_name, node.bases) if b in KINDS), None)
@@ -187,7 +190,9 @@ def _of_module(module: ModuleType, package: str) -> Iterator[Entry]:
                     f"expected one of {', '.join(KINDS)}"
                 )
             summary = (value.__doc__ or "").strip().split("\n")[0]
-            yield Entry(kind, name, package, summary, module.__name__, value.__name__)
+            parameters = inspect.signature(value).parameters.values()
+            options = tuple(f"{p.name} = {p.default!r}" for p in parameters if p.default is not p.empty)
+            yield Entry(kind, name, package, summary, module.__name__, value.__name__, options)
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -186,7 +186,6 @@ class Downstream(Recipe):
 
     task: Literal["probe", "finetune"]
     head: Chosen = Chosen(name="linear")
-    pool: Literal["token", "mean"] = "mean"  # what the head sees: the class token, or the mean of patch tokens
     drop_path: Share = 0.0
     label_smoothing: Share = 0.0
     labels_per_class: Positive | None = None  # train on few labels: the first ones of the epoch-0 order
