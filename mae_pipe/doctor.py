@@ -166,7 +166,7 @@ def _compilers() -> Finding:
 
 
 def _begin(code: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-P", "-c", code]  # -P: no module of the current folder
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: S603 (ours)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import resource
+import shutil
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -87,8 +90,8 @@ def test_an_unusable_driver_is_told_in_torchs_words() -> None:
 
 
 def test_a_package_out_of_range_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = doctor.metadata.version
-    monkeypatch.setattr(doctor.metadata, "version", lambda name: "0.0.1" if name == "timm" else real(name))
+    real = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "0.0.1" if name == "timm" else real(name))
     finding = doctor._packages()
     assert finding.state == "broken"
     assert finding.found.startswith("timm 0.0.1 is not")
@@ -106,7 +109,7 @@ def test_a_package_out_of_range_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         (machine._shared_memory(2 * GIB), "ok"),
         (machine._open_files(1024), "warning"),
         (machine._open_files(65536), "ok"),
-        (machine._open_files(machine.resource.RLIM_INFINITY), "ok"),
+        (machine._open_files(resource.RLIM_INFINITY), "ok"),
         (machine._disk("disk", Path("/nowhere")), "broken"),
     ],
 )
@@ -116,8 +119,8 @@ def test_each_limit_is_judged(finding: Finding, state: str) -> None:
 
 @pytest.mark.parametrize(("free", "state"), [(GIB // 4, "broken"), (3 * GIB, "warning"), (50 * GIB, "ok")])
 def test_little_disk_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, state: str) -> None:
-    usage = machine.shutil.disk_usage(tmp_path)._replace(free=free)
-    monkeypatch.setattr(machine.shutil, "disk_usage", lambda place: usage)
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
     assert machine._disk("disk", tmp_path).state == state
 
 
