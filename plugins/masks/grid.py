@@ -7,8 +7,6 @@ from torch import Tensor
 
 from mae_pipe.api import Grid, MaskSampler, Rng, plugin
 
-CELL = ((0, 2), (3, 1))  # which patch of a 2 x 2 cell is kept first: Bayer's order, 50 % is a chessboard
-
 
 @plugin("grid")
 class GridMask(MaskSampler):
@@ -19,8 +17,12 @@ class GridMask(MaskSampler):
     """
 
     def scores(self, images: Tensor, grid: Grid, rng: Rng) -> Tensor:
-        rows = torch.arange(grid.rows, device=rng.device)[:, None]
-        cols = torch.arange(grid.cols, device=rng.device)
-        cell = torch.tensor(CELL, device=rng.device)
-        rank = 4 * cell[rows % 2, cols % 2] + cell[rows // 2 % 2, cols // 2 % 2]  # [rows, cols], 0 to 15
+        row = torch.arange(grid.rows, device=rng.device)[:, None]
+        col = torch.arange(grid.cols, device=rng.device)
+        rank = 4 * _bayer(row % 2, col % 2) + _bayer(row // 2 % 2, col // 2 % 2)  # [rows, cols], 0 to 15
         return rank.flatten() + rng.uniform(grid.size)  # noise below 1 only breaks ties
+
+
+def _bayer(row: Tensor, col: Tensor) -> Tensor:
+    """Which patch of a 2 x 2 cell is kept first: 0 2 over 3 1, so that half of them are a chessboard."""
+    return 2 * (row ^ col) + row
