@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import ClassVar
 
 import click
 
 from mae_pipe import __version__
-from mae_pipe.errors import MaePipeError
+from mae_pipe.errors import MaePipeError, closest
 
 VERBS = {  # verb -> the module of mae_pipe.cli that holds a click command of that name
     "shard": "shard",
@@ -28,7 +29,7 @@ VERBS = {  # verb -> the module of mae_pipe.cli that holds a click command of th
 class _Verbs(click.Group):
     """Finds a verb's module by name; ``--help`` reads the summaries below and imports none."""
 
-    SUMMARIES = {
+    SUMMARIES: ClassVar[dict[str, str]] = {
         "shard": "Build shards from a folder of images.",
         "verify": "Check every hash and count of shards.",
         "pretrain": "Pretrain a masked autoencoder on shards.",
@@ -45,9 +46,9 @@ class _Verbs(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, name: str) -> click.Command:
         if name not in VERBS:
-            return None
+            ctx.fail(f"there is no command {name!r}{closest(name, VERBS)}")
         command = getattr(importlib.import_module(f"mae_pipe.cli.{VERBS[name]}"), name)
         assert isinstance(command, click.Command)
         return command
@@ -66,14 +67,12 @@ def _group() -> None:
 def main() -> None:
     """The ``mae-pipe`` command. Exit codes: docs/exit-codes.md."""
     try:
-        _group.main(standalone_mode=False)
+        sys.exit(_group.main(standalone_mode=False))  # None, or what a verb's ctx.exit() was given
     except click.exceptions.Abort:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
-    except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except MaePipeError as error:
         click.echo(f"mae-pipe: {error}", err=True)
