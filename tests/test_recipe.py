@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticUndefined
 
 from mae_pipe import recipe
 from mae_pipe.errors import RecipeError
@@ -72,3 +77,37 @@ def test_recipes_are_frozen_and_fingerprinted_by_value() -> None:
         mae.seed = 3  # type: ignore[misc]
     assert mae.fingerprint() == recipe.Pretrain().fingerprint()
     assert mae.fingerprint() != recipe.Pretrain(seed=1).fingerprint()
+
+
+def keys(model: type[BaseModel], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key that a recipe may hold, with its default."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            inside = field.default
+            for key, default in keys(field.annotation, f"{before}{name}."):
+                last = key.removeprefix(f"{before}{name}.")
+                yield key, getattr(inside, last, default)
+        else:
+            yield before + name, field.default
+
+
+def test_every_key_and_its_default_are_documented() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z_.]+)` \|(.*?)\|", text, re.MULTILINE)
+    documented = {key: said.strip(" `") for key, said in rows if key not in recipe.names()}
+    known = {**dict(keys(recipe.Pretrain)), **dict(keys(recipe.Downstream))}
+    assert set(documented) == set(known)
+    for key, default in known.items():
+        if key == "task" or default is PydanticUndefined:
+            assert documented[key] == "", key
+        elif default is None:
+            assert documented[key] == "none", key
+        else:
+            said = json.loads(documented[key])
+            wanted = list(default) if isinstance(default, tuple) else default
+            assert said == pytest.approx(wanted, rel=1e-4) if isinstance(wanted, float | list) else said == wanted, key
+
+
+def test_every_built_in_recipe_is_documented() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert {name for name in recipe.names() if f"| `{name}` |" not in text} == set()
