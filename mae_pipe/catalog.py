@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from mae_pipe.errors import PluginError, closest
 
 GROUP = "mae_pipe.plugins"
+OWN = "mae-pipe"  # this distribution is read first: nobody can take a built-in's name
 KINDS = {"MaskSampler": "mask", "Target": "target", "Head": "head", "Method": "method", "ShardFormat": "shards"}
 
 C = TypeVar("C", bound=type)
@@ -72,7 +73,7 @@ class Catalog:
     @cached_property
     def entries(self) -> dict[tuple[str, str], Entry]:
         found: dict[tuple[str, str], Entry] = {}
-        for point in sorted(entry_points(group=GROUP), key=lambda p: (p.value, p.name)):
+        for point in sorted(entry_points(group=GROUP), key=lambda p: (_package(p) != OWN, p.value, p.name)):
             for entry in self._of_entry_point(point):
                 other = found.setdefault((entry.kind, entry.name), entry)
                 if other is not entry and other.module != entry.module:
@@ -99,7 +100,7 @@ class Catalog:
             )
         try:
             cls = getattr(importlib.import_module(entry.module), entry.cls)
-        except Exception as error:  # whatever a stranger's module does on import
+        except (Exception, SystemExit) as error:  # whatever a stranger's module does on import
             raise PluginError(
                 f"the {kind} plugin {name!r} of {entry.package} cannot be loaded: {type(error).__name__}: {error}; "
                 f"mend or uninstall {entry.package}"
@@ -116,11 +117,15 @@ class Catalog:
             raise PluginError(f"the {kind} plugin {name!r} refuses its options: {error}; it takes {takes}") from error
 
     def _of_entry_point(self, point: EntryPoint) -> Iterator[Entry]:
-        package = point.dist.name if point.dist else "unknown"
         try:
-            yield from _read(point.module, package)
-        except Exception as error:  # a stranger's package: named in the list, never in the way
-            self.broken[point.value] = f"{type(error).__name__}: {error}"
+            yield from _read(point.module, _package(point))
+        except (Exception, SystemExit) as error:  # a stranger's package: named in the list, never in the way
+            self.broken[point.value] = " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _package(point: EntryPoint) -> str:
+    """The distribution that an entry point belongs to."""
+    return point.dist.name if point.dist else "unknown"
 
 
 def _read(module: str, package: str) -> Iterator[Entry]:
@@ -207,7 +212,7 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise PluginError(f"the plugin file {path} cannot be loaded: {type(error).__name__}: {error}") from error
     if not any(_of_module(module, str(path))):
