@@ -91,4 +91,4 @@ main() {
     say "ready; look round with: $venv/bin/mae-pipe doctor"
 }
 
-main "$@"
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then main "$@"; fi
