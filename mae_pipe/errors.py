@@ -53,6 +53,12 @@ class TrainingError(MaePipeError):
     exit_code = 8
 
 
+class Stopped(MaePipeError):
+    """SIGTERM or SIGUSR1 came; the step was finished and saved. Not a failure: run the same command again."""
+
+    exit_code = 75
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)``, or an empty string where no known name is near."""
     near = difflib.get_close_matches(name, list(known), n=1)

@@ -1,0 +1,62 @@
+"""``mae-pipe pretrain``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("recipe")
+@click.option("--shards", required=True, type=click.Path(path_type=Path), help="Folder that `mae-pipe shard` wrote.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder, made or gone on with.")
+@click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a recipe key: mask.ratio=0.6.")
+@click.option("--split", default="train", show_default=True, help="Split of the shards to learn from.")
+@click.option("--resume", default="auto", show_default=True, help="auto, none, or the path of a checkpoint.")
+@click.option("--nproc", type=click.IntRange(min=1), help="Processes to start on this machine.")
+@click.option("--plugin", "plugins", multiple=True, type=click.Path(path_type=Path), help="A Python file with plugins.")
+@click.option("--local_rank", "--local-rank", hidden=True, type=int, help="Given by the deepspeed launcher.")
+def pretrain(
+    recipe: str,
+    shards: Path,
+    out: Path,
+    changes: tuple[str, ...],
+    split: str,
+    resume: str,
+    nproc: int | None,
+    plugins: tuple[Path, ...],
+    local_rank: int | None,
+) -> None:
+    """Pretrain a masked autoencoder on shards.
+
+    RECIPE is a built-in recipe (`mae-pipe recipes`) or a TOML file. A run that was stopped goes on where it was
+    when the same command is given again. Runs as it is, with --nproc N, or under torchrun, deepspeed and srun.
+    """
+    from mae_pipe import launch
+    from mae_pipe import recipe as recipes
+    from mae_pipe.catalog import Catalog
+
+    chosen = recipes.load(recipe, changes, task="pretrain")
+    assert isinstance(chosen, recipes.Pretrain)
+    if nproc and nproc > 1 and launch.place().world == 1:
+        sys.exit(launch.spawn(nproc, without_nproc(sys.argv[1:])))
+
+    from mae_pipe import pretraining
+
+    pretraining.pretrain(chosen, shards, out, catalog=Catalog(plugins), split=split, resume=resume)
+    if launch.place().rank == 0:
+        click.echo(f"done: {out}/encoder.safetensors; next: mae-pipe probe {out}, or mae-pipe report {out}", err=True)
+
+
+def without_nproc(arguments: list[str]) -> list[str]:
+    """The same command for one of the processes."""
+    kept: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--nproc":
+            next(rest, None)
+        elif not argument.startswith("--nproc="):
+            kept.append(argument)
+    return kept

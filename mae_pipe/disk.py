@@ -1,0 +1,56 @@
+"""Writing that is whole or not at all, and says in a sentence why it could not be."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from mae_pipe.errors import DiskError
+
+_WHY = {
+    errno.ENOSPC: "the disk is full; free some space or choose another folder, then run the same command again",
+    errno.EDQUOT: "your disk quota is used up; free some space or choose another folder, then run it again",
+    errno.EROFS: "the file system is read-only; choose another folder",
+    errno.EACCES: "you may not write there; choose another folder or change its permissions",
+    errno.EPERM: "you may not write there; choose another folder or change its permissions",
+    errno.ENOTDIR: "a part of the path is a file, not a folder; choose another folder",
+}
+
+
+@contextlib.contextmanager
+def writing(where: Path) -> Iterator[None]:
+    """Turn the system's refusals to write into a ``DiskError`` that names ``where``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _WHY:
+            raise DiskError(f"cannot write to {where}: {_WHY[error.errno]}") from error
+        raise
+    except RuntimeError as error:  # torch's zip writer keeps no errno
+        if "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error):
+            raise DiskError(f"cannot write to {where}: {_WHY[errno.ENOSPC]}") from error
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: a temporary one, synced, renamed."""
+    with writing(path.parent):
+        new = path.with_name(f".{path.name}.tmp")
+        with new.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+        sync_folder(path.parent)

@@ -1,0 +1,137 @@
+"""Parameter groups, and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mae_pipe.errors import RecipeError
+from mae_pipe.recipe import Recipe
+
+Groups = list[dict[str, Any]]
+
+
+def no_decay_below_two_dimensions(name: str, parameter: nn.Parameter) -> bool:
+    """Pretraining's rule (official code, timm's ``add_weight_decay``): biases and norms; tokens do decay."""
+    return parameter.ndim <= 1 or name.endswith(".bias")
+
+
+def no_decay_finetuning(name: str, parameter: nn.Parameter) -> bool:
+    """Finetuning's rule (official ``param_groups_lrd``): 1-D parameters, positions and the class token."""
+    return parameter.ndim == 1 or name.rpartition(".")[2] in ("pos_embed", "cls_token")
+
+
+def layer_of(name: str, depth: int) -> int:
+    """The layer of an encoder parameter: 0 the embeddings, i + 1 block i, depth + 1 what follows."""
+    if name in ("cls_token", "pos_embed", "mask_token") or name.startswith("patch_embed."):
+        return 0
+    if name.startswith("blocks."):
+        return int(name.split(".")[1]) + 1
+    return depth + 1
+
+
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]],
+    *,
+    weight_decay: float,
+    no_decay: Callable[[str, nn.Parameter], bool] = no_decay_below_two_dimensions,
+    lr_scale: Callable[[str], float] = lambda name: 1.0,
+) -> Groups:
+    """Groups of trainable parameters by (lr scale, weight decay), in the order of first use.
+
+    The trainer sets each group's lr to the schedule's times ``lr_scale``, which is 1 or layer
+    decay's ``decay ** (depth + 1 - layer)`` (BEiT, Bao et al. 2022).
+    """
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in named:
+        if parameter.requires_grad:
+            decay = 0.0 if no_decay(name, parameter) else weight_decay
+            scale = lr_scale(name)
+            new = {"params": [], "weight_decay": decay, "lr_scale": scale}
+            groups.setdefault((scale, decay), new)["params"].append(parameter)
+    return list(groups.values())
+
+
+def adamw(groups: Groups, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    """torch's AdamW with the recipe's numbers; its fused kernel on CUDA."""
+    choice = recipe.optimizer
+    return torch.optim.AdamW(
+        groups, lr=recipe.lr, betas=choice.betas, eps=choice.eps, fused=True if device.type == "cuda" else None
+    )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a recipe runs on ``images`` images and ``world`` ranks: batches, steps, learning rates.
+
+    Attributes:
+        micro_batch: images of one rank at once.
+        accumulation: micro-batches of every rank in one step.
+    """
+
+    images: int
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+    steps: int
+    peak_lr: float
+    min_lr: float
+    epochs: float
+    warmup_epochs: float
+
+    @classmethod
+    def of(cls, recipe: Recipe, images: int, world: int) -> Plan:
+        """The plan for one epoch of ``images``; the global batch is kept by accumulation."""
+        data, schedule = recipe.data, recipe.schedule
+        if data.global_batch % world:
+            fits = max(world, data.global_batch // world * world)
+            raise RecipeError(
+                f"data.global_batch {data.global_batch} does not divide over {world} processes; "
+                f"set it to a multiple, such as data.global_batch={fits}"
+            )
+        share = data.global_batch // world
+        micro = min(data.micro_batch, share)
+        if share % micro:
+            fits = next(m for m in range(micro, 0, -1) if share % m == 0)
+            raise RecipeError(
+                f"data.global_batch {data.global_batch} is {share} images a process, no multiple of data.micro_batch "
+                f"{data.micro_batch}; set data.micro_batch={fits}"
+            )
+        return cls(
+            images=images,
+            global_batch=data.global_batch,
+            micro_batch=micro,
+            accumulation=share // micro,
+            steps=max(1, math.floor(schedule.epochs * images / data.global_batch + 1e-9)),
+            peak_lr=recipe.lr,
+            min_lr=schedule.min_lr,
+            epochs=schedule.epochs,
+            warmup_epochs=schedule.warmup_epochs,
+        )
+
+    def epoch(self, step: int) -> float:
+        """Epochs that ``step`` steps have seen."""
+        return step * self.global_batch / self.images
+
+    def lr(self, step: int) -> float:
+        """The learning rate of step number ``step``, counted from 0."""
+        return learning_rate(
+            self.epoch(step), self.peak_lr, self.min_lr, epochs=self.epochs, warmup_epochs=self.warmup_epochs
+        )
+
+    def steps_of(self, epochs: float) -> int:
+        """The steps nearest to so many epochs, at least 1."""
+        return max(1, round(epochs * self.images / self.global_batch))
+
+
+def learning_rate(epoch: float, peak: float, least: float, *, epochs: float, warmup_epochs: float) -> float:
+    """Linear from 0 to ``peak``, then half a cosine to ``least`` (official ``lr_sched.py``)."""
+    if epoch < warmup_epochs:
+        return peak * epoch / warmup_epochs
+    share = min(1.0, (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-12))
+    return least + (peak - least) * 0.5 * (1.0 + math.cos(math.pi * share))

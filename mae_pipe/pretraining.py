@@ -1,0 +1,98 @@
+"""``mae-pipe pretrain``: shards and a recipe become an encoder."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import Tensor
+
+from mae_pipe import launch
+from mae_pipe.catalog import Catalog
+from mae_pipe.data.manifest import NAME as MANIFEST
+from mae_pipe.data.order import Share
+from mae_pipe.data.stream import open_stream
+from mae_pipe.engine import Engine
+from mae_pipe.journal import Journal
+from mae_pipe.live import Live
+from mae_pipe.optim import Plan, parameter_groups
+from mae_pipe.recipe import Pretrain
+from mae_pipe.runs import Run
+from mae_pipe.tasks import Pretraining
+from mae_pipe.trainer import train
+
+
+def pretrain(
+    recipe: Pretrain,
+    shards: Path,
+    out: Path,
+    *,
+    catalog: Catalog,
+    split: str = "train",
+    resume: str = "auto",
+    console: Console | None = None,
+) -> None:
+    """Pretrain on ``shards``, in the run folder ``out``; goes on where an earlier call stopped.
+
+    Every process of a job calls it; alone it needs no launcher.
+    """
+    here = launch.join()
+    micro = Plan.of(recipe, 1, here.world).micro_batch
+    stream = open_stream(
+        shards, split, recipe.data, seed=recipe.seed, share=Share(here.rank, here.world, micro), catalog=catalog
+    )
+    plan = Plan.of(recipe, stream.images, here.world)
+    run = Run(out, rank=here.rank)
+    checkpoint = run.begin(recipe, _about(shards, split, stream.images, here.world), resume=resume)
+
+    task = Pretraining.from_recipe(recipe, catalog)
+    groups = parameter_groups(task.named_parameters(), weight_decay=recipe.optimizer.weight_decay)
+    engine = Engine(task, groups, recipe, micro_batch=plan.micro_batch)
+    start = 0 if checkpoint is None else run.restore(engine, checkpoint)
+    journal = Journal(out, active=here.rank == 0)
+    journal.cut(start)
+
+    def save(step: int) -> None:
+        run.save(engine, step, keep=recipe.saving.keep_last)
+        weights = engine.weights()
+        if here.rank == 0:
+            save_weights(run, recipe, weights, step)
+
+    with Live("pretrain", plan.steps, start=start, console=console, active=here.rank == 0) as live:
+        train(
+            engine,
+            stream,
+            plan,
+            journal=journal,
+            live=live,
+            seed=recipe.seed,
+            start=start,
+            log_every=recipe.logging.every_steps,
+            save_every=plan.steps_of(recipe.saving.every_epochs),
+            save=save,
+        )
+    journal.close()
+    engine.close()
+    stream.close()
+
+
+def save_weights(run: Run, recipe: Pretrain, weights: dict[str, Tensor], step: int) -> None:
+    """``model.safetensors``, the whole autoencoder, and ``encoder.safetensors``, with timm's names."""
+    metadata = {"step": step, "recipe": recipe.model_dump(mode="json")}
+    run.save_weights("model.safetensors", weights, metadata)
+    encoder = {name.removeprefix("encoder."): w for name, w in weights.items() if name.startswith("encoder.")}
+    run.save_weights("encoder.safetensors", encoder, metadata)
+
+
+def _about(shards: Path, split: str, images: int, world: int) -> dict[str, Any]:
+    """What makes a run what it is, besides its recipe."""
+    fingerprint = hashlib.sha256((shards / MANIFEST).read_bytes()).hexdigest()[:16]
+    return {
+        "shards": str(shards.resolve()),
+        "shards_fingerprint": fingerprint,
+        "split": split,
+        "images": images,
+        "world": world,
+    }

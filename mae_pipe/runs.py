@@ -1,0 +1,211 @@
+"""A run folder: what it is of, its checkpoints, its weights (layout: docs/design.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save as to_safetensors
+
+from mae_pipe import __version__, recipe
+from mae_pipe.disk import sync_folder, write_whole, writing
+from mae_pipe.engine import Engine
+from mae_pipe.errors import RunError
+from mae_pipe.recipe import Recipe
+
+MANIFEST = "manifest.json"
+FREE = ("about", "logging", "saving", "data.workers")  # what a resumed run may change: no number depends on it
+
+
+class Run:
+    """One run's folder. Every rank has one; rank 0 writes the small files."""
+
+    def __init__(self, folder: Path, *, rank: int = 0) -> None:
+        self.folder, self.rank = folder, rank
+        self.checkpoints = folder / "checkpoints"
+
+    def begin(self, chosen: Recipe, about: dict[str, Any], *, resume: str = "auto") -> Path | None:
+        """Make the folder this recipe's, or find that it is; returns the checkpoint to go on from.
+
+        Args:
+            about: what else makes the run what it is ("shards", "shards_fingerprint", ...); kept in run.json.
+            resume: "auto" goes on where there is a checkpoint, "none" wants an empty folder,
+                else the path of a checkpoint.
+        """
+        outcome: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                outcome[0] = self._begin(chosen, about, resume)
+            except Exception as error:  # told to all ranks, so that none waits for this one
+                outcome[1] = error
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.broadcast_object_list(outcome, 0)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]  # type: ignore[no-any-return]
+
+    def _begin(self, chosen: Recipe, about: dict[str, Any], resume: str) -> Path | None:
+        old = self.folder / "recipe.json"
+        if old.is_file():
+            if resume == "none":
+                raise RunError(f"{self.folder} holds a run already; choose another --out, or --resume auto to go on")
+            self._compare(chosen, about)
+        elif self.folder.is_dir() and any(self.folder.iterdir()):
+            raise RunError(f"{self.folder} is not empty and holds no run; choose another --out")
+        found = self.newest() if resume in ("auto", "none") else Path(resume)
+        if found is not None and resume not in ("auto", "none"):
+            check(found)
+        with writing(self.folder):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            for torn in self.checkpoints.glob(".*.tmp"):
+                shutil.rmtree(torn)
+            if not old.is_file():
+                versions = {name: version(name) for name in ("torch", "timm", "deepspeed", "numpy", "pillow")}
+                record = {
+                    **about,
+                    "task": chosen.task,
+                    "mae_pipe": __version__,
+                    "versions": versions,
+                    "python": sys.version.split()[0],
+                    "command": sys.argv,
+                    "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                }
+                write_whole(self.folder / "run.json", _json(record))
+                write_whole(old, _json(chosen.model_dump(mode="json")))
+        return found
+
+    def _compare(self, chosen: Recipe, about: dict[str, Any]) -> None:
+        """Refuse to go on with another recipe or other data, naming what differs."""
+        before = flat(json.loads((self.folder / "recipe.json").read_text()))
+        now = flat(json.loads(_json(chosen.model_dump(mode="json"))))
+        names = [n for n in sorted({*before, *now}) if before.get(n) != now.get(n) and not n.startswith(FREE)]
+        if names:
+            said = "; ".join(f"{n} was {before.get(n)!r}, now {now.get(n)!r}" for n in names[:4])
+            more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+            raise RunError(
+                f"{self.folder} is a run of another recipe: {said}{more}; give that recipe, or choose another --out"
+            )
+        record = json.loads((self.folder / "run.json").read_text())
+        for name in ("shards_fingerprint", "split", "world", "encoder_fingerprint"):
+            if name in about and record.get(name) != about[name]:
+                raise RunError(
+                    f"{self.folder} is a run with another {name.replace('_', ' ')} ({record.get(name)!r}, now "
+                    f"{about[name]!r}); give the one it began with, or choose another --out"
+                )
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that is whole; damaged ones are named on stderr and passed over."""
+        for path in sorted(self.checkpoints.glob("step-*"), reverse=True):
+            try:
+                check(path)
+            except RunError as error:
+                print(f"mae-pipe: {error}; going back to the one before", file=sys.stderr)
+                continue
+            return path
+        return None
+
+    def save(self, engine: Engine, step: int, *, keep: int) -> None:
+        """Write ``step``'s checkpoint in two phases; a crash leaves the one before. All ranks call it."""
+        final = self.checkpoints / f"step-{step:07d}"
+        new = self.checkpoints / f".{final.name}.tmp"
+        with writing(self.folder):
+            if self.rank == 0:
+                shutil.rmtree(new, ignore_errors=True)
+                new.mkdir(parents=True)
+            _wait()
+            engine.save(new)
+            _wait()
+            if self.rank == 0:
+                files = {str(p.relative_to(new)): _hash(p) for p in sorted(new.rglob("*")) if p.is_file()}
+                record = {"step": step, "world": engine.world, "zero": engine.stage, "files": files}
+                write_whole(new / MANIFEST, _json(record))
+                shutil.rmtree(final, ignore_errors=True)
+                new.rename(final)
+                sync_folder(self.checkpoints)
+                for old in sorted(self.checkpoints.glob("step-*"), reverse=True)[keep:]:
+                    shutil.rmtree(old)
+            _wait()
+
+    def restore(self, engine: Engine, checkpoint: Path) -> int:
+        """Load a checkpoint, whole and checked; returns its step. All ranks call it."""
+        record = check(checkpoint)
+        if (record["world"], record["zero"]) != (engine.world, engine.stage):
+            raise RunError(
+                f"{checkpoint} was written by {record['world']} processes at ZeRO stage {record['zero']}, this is "
+                f"{engine.world} at stage {engine.stage}; resume with --nproc {record['world']} and engine.zero="
+                f"{record['zero']}"
+            )
+        engine.load(checkpoint)
+        return int(record["step"])
+
+    def save_weights(self, name: str, weights: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
+        """Write ``name`` (.safetensors); every metadata value is JSON. Rank 0 only."""
+        content = to_safetensors(weights, {"format": "pt", **{k: json.dumps(v) for k, v in metadata.items()}})
+        write_whole(self.folder / name, content)
+
+
+def check(checkpoint: Path) -> dict[str, Any]:
+    """A checkpoint's record, after every file in it was compared with its sha256."""
+    path = checkpoint / MANIFEST
+    if not path.is_file():
+        raise RunError(
+            f"{checkpoint} is no checkpoint (it has no {MANIFEST}); give a folder such as RUN/checkpoints/step-0001000"
+        )
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        files = record["files"]
+    except (ValueError, KeyError) as error:
+        raise RunError(f"the checkpoint {checkpoint} is damaged: its {MANIFEST} cannot be read") from error
+    for name, digest in files.items():
+        if not (checkpoint / name).is_file():
+            raise RunError(f"the checkpoint {checkpoint} is damaged: {name} is missing")
+        if _hash(checkpoint / name) != digest:
+            raise RunError(f"the checkpoint {checkpoint} is damaged: {name} does not have its sha256")
+    return record
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The recipe of a run folder."""
+    path = folder / "recipe.json"
+    if not path.is_file():
+        raise RunError(f"{folder} is not a run folder (it has no recipe.json); give the --out of mae-pipe pretrain")
+    return recipe.parse(json.loads(path.read_text()), str(path))
+
+
+def about(folder: Path) -> dict[str, Any]:
+    """A run's run.json."""
+    path = folder / "run.json"
+    if not path.is_file():
+        raise RunError(f"{folder} is not a run folder (it has no run.json); give the --out of mae-pipe pretrain")
+    record: dict[str, Any] = json.loads(path.read_text())
+    return record
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value}
+    return found
+
+
+def _json(values: dict[str, Any]) -> bytes:
+    return (json.dumps(values, indent=1) + "\n").encode()
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _wait() -> None:
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()

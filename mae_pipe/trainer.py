@@ -1,0 +1,171 @@
+"""The loop: batches in, steps out. Every task trains here."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+from mae_pipe.data.stream import Batch
+from mae_pipe.engine import Engine
+from mae_pipe.errors import Stopped, TrainingError
+from mae_pipe.journal import Journal
+from mae_pipe.launch import agree
+from mae_pipe.live import Live
+from mae_pipe.optim import Plan
+from mae_pipe.seeding import key
+
+PATIENCE = 5  # steps in a row whose gradients may be non-finite, and are skipped
+
+
+class Source(Protocol):
+    """What gives batches."""
+
+    def batches(self, start: int = 0) -> Iterator[Batch]: ...
+
+
+def train(
+    engine: Engine,
+    source: Source,
+    plan: Plan,
+    *,
+    journal: Journal,
+    live: Live,
+    seed: int,
+    start: int = 0,
+    log_every: int = 20,
+    save_every: int,
+    save: Callable[[int], None],
+    after_step: Callable[[int], None] | None = None,
+    seen: Callable[[int, Batch, torch.Tensor], None] | None = None,
+) -> None:
+    """Train from step ``start`` to ``plan.steps``.
+
+    Args:
+        seed: of dropout and drop path, which draw from torch's generator: set anew every step, so that a
+            resumed run repeats them.
+        save: writes the checkpoint of a step; called every ``save_every`` steps and at the end.
+        after_step: evaluations and pictures; they decide by the step themselves.
+        seen: sees every (step, batch, loss), for tests and debugging; reading the loss makes the device wait.
+    """
+    engine.train()
+    meter = _Meter(engine, plan)
+    noise = key(seed, f"noise/{engine.rank}")
+    bad = 0
+    with closing(source.batches(start * plan.global_batch)) as batches, _asked_to_stop() as asked:  # type: ignore[type-var]
+        for step in range(start, plan.steps):
+            lr = plan.lr(step)
+            torch.manual_seed((noise + step) % 2**63)
+            for _ in range(plan.accumulation):
+                with meter.waiting():
+                    batch = next(batches)
+                loss = engine(batch.to(engine.device))
+                engine.backward(loss / plan.accumulation)
+                meter.add(loss)
+                if seen is not None:
+                    seen(step, batch, loss)
+            applied = engine.step(lr)
+            bad = 0 if applied else bad + 1
+            if bad == PATIENCE:
+                raise TrainingError(
+                    f"the gradients of steps {step - PATIENCE + 1} to {step} were not finite on some rank and were "
+                    f"skipped; lower optimizer.base_lr or set optimizer.clip, and resume from the last checkpoint"
+                )
+            done = step + 1
+            told = done % log_every == 0 or done == plan.steps
+            if told:
+                numbers = meter.read(done)
+                journal.write("train", done, **numbers, lr=lr, grad_norm=engine.gradient_norm(), skipped=bad)
+                live.show(
+                    done,
+                    epoch=numbers["epoch"],
+                    loss=numbers["loss"],
+                    lr=lr,
+                    images_per_second=numbers["images_per_second"],
+                    wait_share=numbers["wait_share"],
+                )
+            with meter.pausing():
+                if after_step is not None:
+                    after_step(done)
+                    engine.train()
+                # Only at these steps do all ranks ask each other; in between none waits for another.
+                stop = (told or engine.world == 1) and agree(asked(), engine.device)
+                if done % save_every == 0 or done == plan.steps or stop:
+                    save(done)
+            if stop and done < plan.steps:
+                raise Stopped(f"asked to stop: step {done} is saved; the same command goes on from there")
+
+
+class _Meter:
+    """Loss and speed since the last reading, without making the device wait in between."""
+
+    def __init__(self, engine: Engine, plan: Plan) -> None:
+        self.engine, self.plan = engine, plan
+        self._clear()
+
+    def _clear(self) -> None:
+        self._loss = torch.zeros((), device=self.engine.device)
+        self._count, self._waited, self._paused = 0, 0.0, 0.0
+        self._began = time.perf_counter()
+
+    def add(self, loss: torch.Tensor) -> None:
+        self._loss += loss.detach()
+        self._count += 1
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time for data."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """Time for checkpoints, pictures and evaluations: no part of the speed."""
+        began = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - began
+
+    def read(self, step: int) -> dict[str, Any]:
+        """The journal's numbers of the steps since the last reading, over all ranks."""
+        loss = self._loss / self._count
+        if self.engine.world > 1:
+            dist.all_reduce(loss)
+            loss /= self.engine.world
+        value = float(loss)  # here the device is waited for
+        seconds = max(time.perf_counter() - self._began - self._paused, 1e-9)
+        images = self._count * self.plan.micro_batch * self.engine.world
+        numbers = {
+            "epoch": self.plan.epoch(step),
+            "images": step * self.plan.global_batch,
+            "loss": value,
+            "images_per_second": images / seconds,
+            "wait_share": self._waited / seconds,
+        }
+        self._clear()
+        return numbers
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM or SIGUSR1 came; the handlers of before are put back."""
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+
+    try:
+        old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    except ValueError:  # not the main thread, as in a notebook's worker
+        old = {}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

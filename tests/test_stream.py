@@ -1,0 +1,155 @@
+"""Batches are a function of where to start, whoever reads them and however they are stored."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mae_pipe import recipe
+from mae_pipe.catalog import Catalog
+from mae_pipe.data.order import Share
+from mae_pipe.data.stream import Batch, Stream, open_stream
+from mae_pipe.errors import DataError
+from mae_pipe.sharding import build
+
+IMAGES = 23
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """23 photos-like JPEG and PNG files in three classes."""
+    folder = tmp_path_factory.mktemp("images")
+    draw = np.random.default_rng(0)
+    for i in range(IMAGES):
+        height, width = (int(n) for n in draw.integers(24, 60, 2))
+        coarse = Image.fromarray(draw.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        path = folder / f"class{i % 3}" / f"{i}.{'png' if i % 5 == 0 else 'jpg'}"
+        path.parent.mkdir(exist_ok=True)
+        coarse.resize((width, height), Image.Resampling.BICUBIC).save(path)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["webdataset", "ffcv"])
+def shards(request: pytest.FixtureRequest, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.param == "ffcv":
+        pytest.importorskip("ffcv", reason="ffcv is not installed")
+    out = tmp_path_factory.mktemp(request.param) / "shards"
+    build(images, out, format=request.param, catalog=Catalog(), workers=1, per_shard=5)
+    return out
+
+
+def data(**changes: object) -> recipe.Data:
+    return recipe.Data(**{"size": 16, "workers": 2, **changes})  # type: ignore[arg-type]
+
+
+def opened(shards: Path, share: Share = Share(micro_batch=4), **kwargs: object) -> Stream:  # noqa: B008
+    given: dict[str, object] = {"data": data(), "seed": 0, "catalog": Catalog(), **kwargs}
+    return open_stream(shards, "train", share=share, **given)  # type: ignore[arg-type]
+
+
+def first(stream: Stream, count: int, start: int = 0) -> list[Batch]:
+    batches = stream.batches(start)
+    taken = list(itertools.islice(batches, count))
+    batches.close()  # type: ignore[attr-defined]
+    return taken
+
+
+def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        for name in vars(a):
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+
+
+def test_a_stream_started_later_gives_the_same_batches(shards: Path) -> None:
+    stream = opened(shards)
+    assert_same(first(stream, 15)[9:], first(stream, 6, start=36))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 5])
+def test_the_number_of_threads_changes_nothing(shards: Path, workers: int) -> None:
+    assert_same(first(opened(shards), 8), first(opened(shards, data=data(workers=workers)), 8))
+
+
+def test_ranks_share_the_batches_of_one(shards: Path) -> None:
+    alone = first(opened(shards, Share(micro_batch=6)), 5)
+    ranks = [first(opened(shards, Share(rank, 3, 2)), 5) for rank in range(3)]
+    for batch, parts in zip(alone, zip(*ranks, strict=True), strict=True):
+        for name in vars(batch):
+            assert torch.equal(getattr(batch, name), torch.cat([getattr(part, name) for part in parts])), name
+
+
+def test_an_epoch_holds_every_image_once_and_crops_differ_between_epochs(shards: Path) -> None:
+    batches = first(opened(shards, Share(micro_batch=1)), 2 * IMAGES)
+    numbers = [int(batch.numbers) for batch in batches]
+    assert sorted(numbers[:IMAGES]) == sorted(numbers[IMAGES:]) == list(range(IMAGES))
+    again = numbers.index(numbers[0], IMAGES)
+    assert not torch.equal(batches[0].pixels, batches[again].pixels)
+
+
+@pytest.mark.parametrize(("world", "micro"), [(1, 4), (2, 3), (3, 8), (8, 1)])
+def test_evaluation_sees_every_image_once_and_ranks_give_equally_many_batches(
+    shards: Path, world: int, micro: int
+) -> None:
+    ranks = [list(opened(shards, Share(rank, world, micro), training=False).once()) for rank in range(world)]
+    assert len({len(batches) for batches in ranks}) == 1
+    numbers = torch.cat([batch.numbers for batches in ranks for batch in batches])
+    assert sorted(numbers[numbers >= 0].tolist()) == list(range(IMAGES))
+
+
+def test_rows_restrict_the_stream(shards: Path) -> None:
+    rows = np.array([3, 7, 11])
+    seen = {int(n) for batch in first(opened(shards, rows=rows), 5) for n in batch.numbers}
+    assert seen == {3, 7, 11}
+
+
+def test_labels_are_those_of_the_folders(shards: Path) -> None:
+    stream = opened(shards)
+    for batch in first(stream, 6):
+        for number, label in zip(batch.numbers.tolist(), batch.labels.tolist(), strict=True):
+            assert stream.index.key(number).startswith(f"class{label}/")
+
+
+def test_both_formats_give_the_same_pixels(images: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ffcv", reason="ffcv is not installed")
+    streams = []
+    for name in ("webdataset", "ffcv"):
+        build(images, tmp_path / name, format=name, catalog=Catalog(), workers=1, per_shard=9)
+        streams.append(opened(tmp_path / name))
+    assert_same(first(streams[0], 12), first(streams[1], 12))
+
+
+def test_a_flipped_byte_is_named_and_not_trained_on(images: Path, tmp_path: Path) -> None:
+    build(images, tmp_path / "s", format="webdataset", catalog=Catalog(), workers=1, per_shard=100)
+    stream = opened(tmp_path / "s")
+    shard = tmp_path / "s" / stream.shelf.split.shards[0].name
+    content = bytearray(shard.read_bytes())
+    content[int(stream.index.offset[5]) + 40] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        first(opened(tmp_path / "s"), 8)
+    assert stream.index.key(5) in str(caught.value)
+    assert "mae-pipe verify" in str(caught.value)
+
+
+def test_a_missing_or_cut_shard_is_named(images: Path, tmp_path: Path) -> None:
+    build(images, tmp_path / "s", format="webdataset", catalog=Catalog(), workers=1, per_shard=5)
+    shard = tmp_path / "s" / opened(tmp_path / "s").shelf.split.shards[2].name
+    shard.write_bytes(shard.read_bytes()[:-512])
+    with pytest.raises(DataError, match=shard.name):
+        first(opened(tmp_path / "s"), 8)
+    shard.unlink()
+    with pytest.raises(DataError, match=shard.name):
+        opened(tmp_path / "s")
+
+
+def test_a_closed_stream_leaves_no_thread(shards: Path) -> None:
+    before = threading.active_count()
+    first(opened(shards), 3)
+    assert threading.active_count() == before
