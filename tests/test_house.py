@@ -136,6 +136,7 @@ def test_every_built_in_recipe_is_complete_in_itself(name: str) -> None:
         if key not in said.get(part, {})
     }
     assert left <= {
+        "data.centre_share",
         "optimizer.layer_decay",
         "engine.persistence_threshold",
         "mask.options",
