@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -138,11 +138,21 @@ class SampleIndex:
         encoding = ENCODINGS[int(self.encoding[row])]
         return Placed(int(self.offset[row]), int(self.size[row]), int(self.crc32[row]), encoding)
 
+    @classmethod
+    def joined(cls, parts: list[SampleIndex]) -> SampleIndex:
+        """The rows of several indexes, one after the other."""
+        if not parts:
+            return cls(**{f.name: np.zeros(0, f.type.partition("np.")[2].rstrip("]")) for f in fields(cls)})
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
+        starts = np.cumsum([0] + [part.key_bytes.size for part in parts[:-1]], dtype=np.uint64)
+        columns["key_ends"] = np.concatenate([p.key_ends + start for p, start in zip(parts, starts, strict=True)])
+        return cls(**columns)
+
     def save(self, path: Path) -> None:
         """Write the index; the same rows give the same bytes."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
-        save_file({name: np.ascontiguousarray(value) for name, value in vars(self).items()}, path)
+        path.write_bytes(save({name: np.ascontiguousarray(value) for name, value in vars(self).items()}))
 
     @classmethod
     def load(cls, folder: Path, part: Shard) -> SampleIndex:

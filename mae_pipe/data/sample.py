@@ -65,10 +65,12 @@ class ShardFormat(ABC):
     """A way to store samples in files. Kind ``shards``.
 
     A format knows one file; folders, manifests, hashes, parallel builds, order and
-    decoding are the trunk's. ``suffix`` begins with a dot.
+    decoding are the trunk's. ``suffix`` begins with a dot. An image with a side above
+    ``max_side`` pixels is never handed to ``write``.
     """
 
     suffix: str
+    max_side: int | None = None
 
     @abstractmethod
     def write(self, path: Path, samples: Iterable[Sample]) -> list[Placed]:

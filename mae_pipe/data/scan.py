@@ -1,0 +1,293 @@
+"""A folder of images -> its splits: files in order, with keys and labels.
+
+``SRC/CLASS/.../x.jpg`` has labels (the classes are the sorted folder names, as torchvision's
+ImageFolder numbers them), ``SRC/x.jpg`` has none, and ``SRC/{train,val,test}/...`` has splits.
+Links are followed, as folders of links to ImageNet are common; one that leads back above itself is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import re
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mae_pipe.data.manifest import Refused
+from mae_pipe.errors import DataError
+
+SPLITS = ("train", "val", "valid", "validation", "test")
+READ = (
+    "jpg",
+    "jpeg",
+    "jpe",
+    "jfif",
+    "png",
+    "apng",
+    "webp",
+    "gif",
+    "bmp",
+    "dib",
+    "tif",
+    "tiff",
+    "ppm",
+    "pgm",
+    "pbm",
+    "pnm",
+)
+NOT_READ = ("avif", "heic", "heif", "jp2", "jxl", "ico", "svg", "psd")  # images that no decoder here knows
+_NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_/-]")
+
+
+class Strings:
+    """Many strings in one block of memory: millions of paths cost little more than their letters."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+        self._ends = array("Q")
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, number: int) -> str:
+        start = self._ends[number - 1] if number else 0
+        return os.fsdecode(bytes(self._bytes[start : self._ends[number]]))
+
+    def append(self, text: str) -> None:
+        self._bytes += os.fsencode(text)
+        self._ends.append(len(self._bytes))
+
+
+@dataclass
+class Listing:
+    """The files of one split, in their order.
+
+    Attributes:
+        folder: of the split; ``paths`` are relative to it.
+        prefix: of the folder in the source, for people; "" or "train/".
+        labels: a class number each, or -1.
+        refused: what is no image file, and why.
+    """
+
+    split: str
+    folder: Path
+    prefix: str
+    labelled: bool
+    paths: Strings = field(default_factory=Strings)
+    labels: array[int] = field(default_factory=lambda: array("i"))
+    refused: list[Refused] = field(default_factory=list)
+    renamed: dict[int, str] = field(default_factory=dict)  # keys that had to differ from their path's
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def add(self, path: str, label: int) -> None:
+        self.paths.append(path)
+        self.labels.append(label)
+
+    def refuse(self, path: str, reason: str) -> None:
+        self.refused.append(Refused(path=printable(self.prefix + path), reason=reason))
+
+    def key(self, number: int) -> str:
+        """Unique in the split: the path without its suffix, made of ``[A-Za-z0-9_/-]``."""
+        return self.renamed.get(number) or key_of(self.paths[number])
+
+    def settle_keys(self) -> None:
+        """Give the second, third, ... file of a key the endings -2, -3, ...; call once the listing is whole."""
+        hashes = np.fromiter((hash(key_of(self.paths[n])) for n in range(len(self))), np.int64, len(self))
+        known, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+
+        def wanted_by_another(key: str) -> bool:
+            place = int(np.searchsorted(known, hash(key)))
+            return place < len(known) and int(known[place]) == hash(key)
+
+        taken: set[str] = set()
+        for number in np.flatnonzero(counts[inverse] > 1).tolist():
+            key = wanted = key_of(self.paths[number])
+            ending = 1
+            while key in taken or (ending > 1 and wanted_by_another(key)):
+                ending += 1
+                key = f"{wanted}-{ending}"
+            taken.add(key)
+            if key != wanted:
+                self.renamed[number] = key
+
+
+@dataclass
+class Source:
+    """A scanned folder: its splits, and its classes by label (empty where nothing has a label)."""
+
+    classes: list[str]
+    splits: list[Listing]
+
+
+def key_of(path: str) -> str:
+    """A path as a sample key, before collisions are settled."""
+    return _NOT_IN_KEYS.sub("_", path[: path.rindex(".")] if "." in path.rpartition("/")[2][1:] else path)
+
+
+def printable(text: str) -> str:
+    """A path as valid Unicode, whatever bytes it is made of."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
+
+
+def scan(source: Path, splits: Sequence[str] = ()) -> Source:
+    """List a source folder.
+
+    Args:
+        splits: ``"NAME"`` takes the whole folder as that split; ``"NAME=SHARE"`` holds out that
+            share of the images, by a hash of their keys. Default: the folder's own split folders, else "train".
+    """
+    whole, shares = _asked(splits)
+    if not source.is_dir():
+        raise DataError(f"{source} is not a folder; give the folder that holds the images")
+    folders = [] if whole else _split_folders(source)
+    if folders and shares:
+        raise DataError(
+            f"{source} already has the split folders {', '.join(folders)}; leave out --split, "
+            f"or give --split NAME to take the whole folder as one split"
+        )
+    roots = [(name, source / name, f"{name}/") for name in folders] or [(whole or "train", source, "")]
+    classes = sorted({name for _, folder, _ in roots for name in _classes(folder)})
+    listings = [_listing(name, folder, prefix, classes) for name, folder, prefix in roots]
+    if folders:
+        _outside(source, folders, listings[0])
+    if shares:
+        listings = _held_out(listings[0], shares)
+    if not any(len(listing) for listing in listings):
+        raise DataError(f"{source} holds no image files (.jpg, .png, ...); give the folder that holds them")
+    for listing in listings:
+        listing.settle_keys()
+    return Source([printable(name) for name in classes], listings)
+
+
+def _asked(splits: Sequence[str]) -> tuple[str | None, dict[str, float]]:
+    whole, shares = None, {}
+    for text in splits:
+        name, equals, share = text.partition("=")
+        if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+            raise DataError(f"--split {text!r} is not understood; expected NAME or NAME=SHARE, such as val=0.1")
+        if not equals:
+            if whole or len(splits) > 1:
+                raise DataError(f"--split {name!r} takes the whole folder, so it must be the only --split")
+            whole = name
+            continue
+        try:
+            shares[name] = float(share)
+        except ValueError:
+            shares[name] = -1.0
+        if not 0 < shares[name] < 1 or name == "train":
+            raise DataError(f"--split {text!r} is not understood; expected a share between 0 and 1, such as val=0.1")
+    if sum(shares.values()) >= 1:
+        raise DataError(f"--split holds out {sum(shares.values()):g} of all images; nothing would be left to train on")
+    return whole, shares
+
+
+def _split_folders(source: Path) -> list[str]:
+    """The split folders of a source, in their order; none where its folders are classes."""
+    names = [entry.name for entry in _entries(source) if entry.is_dir() and not entry.name.startswith(".")]
+    found = [name for name in SPLITS if name in names]
+    if found and len(found) < len(names) and "train" in found:
+        others = ", ".join(sorted(set(names) - set(found))[:3])
+        raise DataError(
+            f"{source} has {', '.join(found)} beside other folders ({others}), so it is not clear whether they are "
+            f"splits or classes; move the others away, or give --split NAME to take all folders as classes"
+        )
+    return found if len(found) == len(names) else []
+
+
+def _classes(folder: Path) -> list[str]:
+    return [
+        entry.name
+        for entry in _entries(folder)
+        if entry.is_dir() and not entry.name.startswith(".") and _holds_images(Path(entry.path))
+    ]
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(reason is None for _, reason in _files(folder))
+
+
+def _listing(split: str, folder: Path, prefix: str, classes: list[str]) -> Listing:
+    numbers = {name: number for number, name in enumerate(classes)}
+    own = {entry.name for entry in _entries(folder) if entry.is_dir()} & set(numbers)
+    listing = Listing(split, folder, prefix, labelled=bool(own))
+    for path, reason in _files(folder):
+        label = numbers.get(path.partition("/")[0], -1) if "/" in path else -1
+        if reason is not None:
+            listing.refuse(path, reason)
+        elif listing.labelled and label < 0:
+            listing.refuse(path, "beside the class folders, so of no class")
+        else:
+            listing.add(path, label)
+    return listing
+
+
+def _outside(source: Path, folders: list[str], listing: Listing) -> None:
+    """Refuse, by name, what lies beside the split folders."""
+    for entry in _entries(source):
+        if entry.name not in folders:
+            reason = "a hidden folder" if entry.is_dir() else "beside the split folders, so of no split"
+            listing.refused.append(Refused(path=printable(entry.name), reason=reason))
+
+
+def _held_out(listing: Listing, shares: dict[str, float]) -> list[Listing]:
+    """Share a listing out: each key's hash decides, so that a new image moves no other."""
+    parts = {name: Listing(name, listing.folder, listing.prefix, listing.labelled) for name in (listing.split, *shares)}
+    parts[listing.split].refused = listing.refused
+    ends = dict(zip(shares, itertools.accumulate(shares.values()), strict=True))
+    for number in range(len(listing)):
+        path = listing.paths[number]
+        digest = hashlib.blake2b(key_of(path).encode(), digest_size=8, person=b"split").digest()
+        place = int.from_bytes(digest, "little") / 2**64
+        name = next((name for name, end in ends.items() if place < end), listing.split)
+        parts[name].add(path, listing.labels[number])
+    empty = [name for name, part in parts.items() if not len(part)]
+    if empty and len(listing):
+        raise DataError(f"none of the {len(listing)} images falls into {empty[0]!r}; give --split a larger share")
+    return list(parts.values())
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+
+
+def _files(folder: Path) -> Iterator[tuple[str, str | None]]:
+    """(path relative to ``folder``, None or why it is not read) of everything below, sorted folder by folder."""
+    stack = [(folder, "", frozenset({_identity(folder)}))]
+    while stack:
+        here, prefix, above = stack.pop()
+        try:
+            entries = _entries(here)
+        except OSError as error:
+            yield prefix.rstrip("/"), f"cannot be read: {error.strerror}"
+            continue
+        below = []
+        for entry in entries:
+            path = prefix + entry.name
+            if entry.name.startswith("."):
+                yield path, "a hidden folder" if entry.is_dir() else "a hidden file"
+            elif entry.is_dir():
+                identity = _identity(Path(entry.path))
+                if identity in above:
+                    yield path, "a link to a folder above itself"
+                else:
+                    below.append((Path(entry.path), f"{path}/", above | {identity}))
+            elif not entry.is_file():
+                yield path, "a broken link" if entry.is_symlink() else "not a regular file"
+            elif (ending := entry.name.rpartition(".")[2].lower()) in READ:
+                yield path, None
+            else:
+                yield path, f"a .{ending} image, which is not read" if ending in NOT_READ else "not an image file"
+        stack.extend(reversed(below))
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    stat = folder.stat()
+    return stat.st_dev, stat.st_ino
