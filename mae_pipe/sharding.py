@@ -21,6 +21,7 @@ from mae_pipe.data.admit import Wishes
 from mae_pipe.data.crew import make_all
 from mae_pipe.data.manifest import NAME, VERSION, Manifest, SampleIndex, Shard, Split, Statistics
 from mae_pipe.data.place import INFO, check_places, claimed, clear, disk_error
+from mae_pipe.data.sample import ShardFormat
 from mae_pipe.data.scan import Listing, Source, scan
 from mae_pipe.errors import DataError
 
@@ -57,7 +58,7 @@ def build(
         splits: see ``scan.scan``.
         overwrite: replace what another build left in ``out``.
     """
-    catalog.find("shards", format)  # an unknown format should not cost a scan
+    writer: ShardFormat = catalog.build("shards", format, {})  # a format that is not there should not cost a scan
     check_places(source, out)
     per_shard = per_shard or PER_SHARD
     options: dict[str, Any] = {
@@ -83,7 +84,7 @@ def build(
         with claimed(out, about, overwrite):
             slices = [piece for listing in found.splits for piece in _slices(listing, per_shard)]
             crew = min(workers or len(os.sched_getaffinity(0)), len(slices))
-            make_all(plan, (piece.run() for piece in slices), crew, report)
+            make_all(plan, (piece.run() for piece in slices), crew, writer.imports, report)
             clear(out, {piece.name for piece in slices})
             manifest = _merge(out, found, format, options, slices)
         shutil.rmtree(out / parts.FOLDER)

@@ -6,7 +6,7 @@ import itertools
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
@@ -44,22 +44,24 @@ class _Shared:
             self._counts[1] += refused
 
 
-def make_all(plan: Plan, runs: Iterator[Run], workers: int, report: Report) -> None:
-    """Make every part; how many processes do it changes no byte."""
+def make_all(plan: Plan, runs: Iterator[Run], workers: int, imports: Sequence[str], report: Report) -> None:
+    """Make every part; how many processes do it changes no byte. ``imports`` are shared by all of them."""
     if workers <= 1:
         here = _Here(report)
         for run in runs:
             make(plan, run, here)
         return
-    # Not fork: the parent may have threads, and torch or OpenCV loaded.
-    context = get_context("spawn")
-    todo = iter(runs)
+    # Not fork, as the parent may have threads. From a server that has imported what the format needs,
+    # workers start at once and hold one copy of it between them.
+    context = get_context("forkserver")
+    context.set_forkserver_preload([__name__, *imports])
+
     counts, stop = context.Array("q", 2), context.Event()
     with ProcessPoolExecutor(workers, context, _begin, (counts, stop)) as pool:
         pending: set[Future[None]] = set()
         try:
             while True:
-                for next_run in itertools.islice(todo, 2 * workers - len(pending)):
+                for next_run in itertools.islice(runs, 2 * workers - len(pending)):
                     pending.add(pool.submit(_work, plan, next_run))
                 if not pending:
                     break

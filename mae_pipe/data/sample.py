@@ -66,11 +66,13 @@ class ShardFormat(ABC):
 
     A format knows one file; folders, manifests, hashes, parallel builds, order and
     decoding are the trunk's. ``suffix`` begins with a dot. An image with a side above
-    ``max_side`` pixels is never handed to ``write``.
+    ``max_side`` pixels is never handed to ``write``. ``imports`` names slow or large modules
+    that ``write`` needs: the processes of a build share one import of them.
     """
 
     suffix: str
     max_side: int | None = None
+    imports: tuple[str, ...] = ()
 
     @abstractmethod
     def write(self, path: Path, samples: Iterable[Sample]) -> list[Placed]:
