@@ -1,0 +1,44 @@
+"""A process knows its place however it was launched."""
+
+from __future__ import annotations
+
+import pytest
+
+from mae_pipe.cli.pretrain import without_nproc
+from mae_pipe.errors import RunError
+from mae_pipe.launch import Place, first_host, place
+
+
+def test_alone_needs_no_environment() -> None:
+    assert place({}) == Place(0, 1, 0)
+
+
+def test_torchrun_and_the_deepspeed_launcher_are_read() -> None:
+    assert place({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}) == Place(5, 8, 1)
+
+
+def test_srun_is_read() -> None:
+    env = {"SLURM_PROCID": "9", "SLURM_NTASKS": "16", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"}
+    assert place(env) == Place(9, 16, 1)
+
+
+def test_a_plain_process_inside_an_allocation_is_alone() -> None:
+    assert place({"SLURM_PROCID": "0", "SLURM_NTASKS": "16"}) == Place(0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("gpu003", "gpu003"), ("gpu[003-010,14],x", "gpu003"), ("a1,a2", "a1"), ("n-1-[7,9]", "n-1-7")],
+)
+def test_the_first_host_of_a_node_list(nodes: str, first: str) -> None:
+    assert first_host(nodes) == first
+
+
+def test_an_empty_node_list_is_refused_in_a_sentence() -> None:
+    with pytest.raises(RunError, match="MASTER_ADDR"):
+        first_host("")
+
+
+def test_the_processes_get_the_same_command_without_nproc() -> None:
+    arguments = ["pretrain", "digits", "--nproc", "2", "--set", "a=1", "--nproc=3"]
+    assert without_nproc(arguments) == ["pretrain", "digits", "--set", "a=1"]
