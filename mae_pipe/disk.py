@@ -16,6 +16,7 @@ _WHY = {
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.EACCES: "you may not write there; choose another folder or change its permissions",
     errno.EPERM: "you may not write there; choose another folder or change its permissions",
+    errno.EEXIST: "a file of that name is in the way; choose another folder",
     errno.ENOTDIR: "a part of the path is a file, not a folder; choose another folder",
 }
 

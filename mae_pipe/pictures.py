@@ -6,6 +6,7 @@ can cut the predictions of many steps out and set them under each other.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from mae_pipe.errors import DiskError, RunError
+from mae_pipe.disk import write_whole, writing
+from mae_pipe.errors import RunError
 
 Pixels = NDArray[np.uint8]  # [S, S, 3]
 
@@ -94,14 +96,11 @@ def save(page: Image.Image, path: Path) -> None:
     """Write a page of ``draw`` as PNG, whole or not at all; the same page gives the same bytes."""
     chunks = PngImagePlugin.PngInfo()
     chunks.add_text(CHUNK, str(page.info[CHUNK]))
-    new = path.with_name(path.name + ".tmp")
-    try:
+    packed = io.BytesIO()
+    page.save(packed, format="PNG", pnginfo=chunks, optimize=True)
+    with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        page.save(new, format="PNG", pnginfo=chunks, optimize=True)
-        new.replace(path)
-    except OSError as error:
-        new.unlink(missing_ok=True)
-        raise DiskError(f"the picture {path} could not be written: {error.strerror or error}") from error
+    write_whole(path, packed.getvalue())
 
 
 def tiles(path: Path) -> dict[str, list[Image.Image]]:

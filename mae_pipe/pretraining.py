@@ -19,6 +19,7 @@ from mae_pipe.journal import Journal
 from mae_pipe.live import Live
 from mae_pipe.optim import Plan, parameter_groups
 from mae_pipe.recipe import Pretrain
+from mae_pipe.reconstruct import RunPictures
 from mae_pipe.runs import Run
 from mae_pipe.tasks import Pretraining
 from mae_pipe.trainer import train
@@ -60,6 +61,10 @@ def pretrain(
         if here.rank == 0:
             save_weights(run, recipe, weights, step)
 
+    every = plan.steps_of(recipe.logging.pictures_every_epochs)
+    draw = RunPictures.of(out, shards, recipe, catalog, every=every, last=plan.steps, active=here.rank == 0)
+    if start == 0:
+        draw(0, engine)
     with Live("pretrain", plan.steps, start=start, console=console, active=here.rank == 0) as live:
         train(
             engine,
@@ -72,6 +77,7 @@ def pretrain(
             log_every=recipe.logging.every_steps,
             save_every=plan.steps_of(recipe.saving.every_epochs),
             save=save,
+            after_step=lambda step: draw(step, engine),
         )
     journal.close()
     engine.close()

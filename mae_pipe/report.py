@@ -15,7 +15,8 @@ from typing import Any
 
 from mae_pipe import __version__, pictures
 from mae_pipe.charts import Line, chart, smoothed
-from mae_pipe.errors import DiskError, MaePipeError, RunError
+from mae_pipe.disk import write_whole, writing
+from mae_pipe.errors import MaePipeError, RunError
 from mae_pipe.outcome import Result, Row, finite, metrics, read_object, results, verdict
 
 NAME = "report.html"
@@ -36,13 +37,9 @@ def write(run: Path, out: Path | None = None) -> Path:
     """Write the report of a run folder; returns its path (``RUN/report.html`` unless ``out``)."""
     page = render(run)
     out = out or run / NAME
-    new = out.with_name(out.name + ".tmp")
-    try:
+    with writing(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(page, encoding="utf-8")
-        new.replace(out)
-    except OSError as error:
-        raise DiskError(f"the report {out} could not be written: {error.strerror or error}") from error
+    write_whole(out, page.encode())
     return out
 
 
