@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import PIL
@@ -56,12 +55,14 @@ def build(
         per_shard: source files a shard; default 2000.
         quality, max_side, short_side: see ``admit.Wishes``.
         splits: see ``scan.scan``.
-        overwrite: replace what another build left in ``out``.
+        overwrite: replace what earlier builds left in ``out``; without it, new splits may join them.
     """
     writer: ShardFormat = catalog.build("shards", format, {})  # a format that is not there should not cost a scan
     check_places(source, out)
     per_shard = per_shard or PER_SHARD
-    options: dict[str, Any] = {
+    options = {
+        "format": format,
+        "rules": RULES,
         "per_shard": per_shard,
         "quality": quality,
         "max_side": max_side,
@@ -69,8 +70,9 @@ def build(
         "splits": list(splits),
         "pillow": PIL.__version__,
     }
-    about = json.dumps({"format": format, "rules": RULES, **options}, sort_keys=True)
-    plan = parts.Plan(out, format, catalog.files, Wishes(quality, max_side, short_side), about)
+    plan = parts.Plan(
+        out, format, catalog.files, Wishes(quality, max_side, short_side), json.dumps(options, sort_keys=True)
+    )
     found = scan(source, splits)
     total = sum(len(listing) for listing in found.splits)
     counted = [0]
@@ -81,12 +83,12 @@ def build(
             progress(done, refused, total)
 
     try:
-        with claimed(out, about, overwrite):
+        with claimed(out, plan, found, overwrite) as others:
             slices = [piece for listing in found.splits for piece in _slices(listing, per_shard)]
             crew = min(workers or len(os.sched_getaffinity(0)), len(slices))
             make_all(plan, (piece.run() for piece in slices), crew, writer.imports, report)
             clear(out, {piece.name for piece in slices})
-            manifest = _merge(out, found, format, options, slices)
+            manifest = _merge(out, found, plan, others, slices)
         shutil.rmtree(out / parts.FOLDER)
     except OSError as error:
         raise disk_error(out, error, found, counted[0], total) from error
@@ -117,8 +119,9 @@ def _slices(listing: Listing, per_shard: int) -> Iterator[_Slice]:
         yield _Slice(listing, number, start, min(start + per_shard, len(listing)))
 
 
-def _merge(out: Path, found: Source, format: str, options: dict[str, Any], slices: list[_Slice]) -> Manifest:
+def _merge(out: Path, found: Source, plan: parts.Plan, others: Manifest | None, slices: list[_Slice]) -> Manifest:
     """The finished parts as splits: their indexes, then the manifest, which makes the shards valid."""
+    options = json.loads(plan.options)
     splits = {
         listing.split: _split(out, listing, [piece.name for piece in slices if piece.listing is listing])
         for listing in found.splits
@@ -128,11 +131,11 @@ def _merge(out: Path, found: Source, format: str, options: dict[str, Any], slice
         raise DataError(f"none of the images can be used; the first is {first.path}: {first.reason}")
     manifest = Manifest(
         version=VERSION,
-        format=format,
+        format=plan.format,
         created_by=f"mae-pipe {__version__}",
-        options=options,
-        classes=found.classes,
-        splits=splits,
+        options={**(others.options if others else {}), **dict.fromkeys(splits, options)},
+        classes=found.classes or (others.classes if others else []),
+        splits={**(others.splits if others else {}), **splits},
     )
     _save_info(out, manifest)
     manifest.save(out)
@@ -181,7 +184,9 @@ def _split(out: Path, listing: Listing, names: list[str]) -> Split:
 
 
 def _save_info(out: Path, manifest: Manifest) -> None:
-    """``_info.json``, in which timm's WebDataset reader looks up files and lengths."""
+    """``_info.json``, in which timm's reader of tars looks up files and lengths."""
+    if not all(shard.name.endswith(".tar") for split in manifest.splits.values() for shard in split.shards):
+        return
     splits = {
         name: {
             "name": name,

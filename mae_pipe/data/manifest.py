@@ -70,7 +70,7 @@ class Manifest(_Part):
     version: int
     format: str  # a plugin of kind "shards"
     created_by: str
-    options: dict[str, Any]  # those of the build that change bytes
+    options: dict[str, Any]  # by split: those of its build that change bytes
     classes: list[str]  # names by label; empty where images have no labels
     splits: dict[str, Split]
 

@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mae_pipe.data.manifest import NAME, Manifest
-from mae_pipe.data.parts import FOLDER
+from mae_pipe.data.parts import FOLDER, Plan
 from mae_pipe.data.scan import Source
 from mae_pipe.errors import DataError, DiskError
 
@@ -32,17 +32,21 @@ def check_places(source: Path, out: Path) -> None:
 
 
 @contextlib.contextmanager
-def claimed(out: Path, options: str, overwrite: bool) -> Iterator[None]:
-    """Hold ``out`` for a build with these ``options``: new, unfinished with the same ones, or to be replaced."""
+def claimed(out: Path, plan: Plan, found: Source, overwrite: bool) -> Iterator[Manifest | None]:
+    """Hold ``out`` for a build: new, unfinished with the same options, to be replaced, or to get more splits.
+
+    Yields the manifest that the new splits are to join, if any.
+    """
     out.mkdir(parents=True, exist_ok=True)
     work = out / FOLDER
     note = work / "build.json"
-    if not work.is_dir() and not (out / NAME).exists():
+    finished = (out / NAME).exists()
+    if not work.is_dir() and not finished:
         strangers = sorted(path.name for path in out.iterdir())
         if strangers:
             raise DataError(f"{out} is not empty (it holds {strangers[0]!r}) and holds no shards; give a new folder")
-    elif not work.is_dir() and not overwrite:
-        raise DataError(f"{out} already holds {_described(out)}; give another folder, or --overwrite to replace them")
+    if finished and not note.exists() and not overwrite:
+        _check_addition(out, plan, found)
     work.mkdir(exist_ok=True)
     lock = FileLock(work / "lock")
     try:
@@ -51,17 +55,32 @@ def claimed(out: Path, options: str, overwrite: bool) -> Iterator[None]:
         raise DataError(f"another build is writing to {out}; wait for it, or give another folder") from None
     try:
         before = note.read_text(encoding="utf-8") if note.exists() else None
-        if before not in (None, options) and not overwrite:
+        if overwrite and (finished or before != plan.options):
+            _empty(out)
+        elif before not in (None, plan.options):
             raise DataError(
-                f"{out} holds an unfinished build with other options ({_difference(before, options)}); "
+                f"{out} holds an unfinished build with other options ({_difference(before, plan.options)}); "
                 f"repeat it with the same options, or give --overwrite to replace it"
             )
-        if before != options or (out / NAME).exists():
-            _empty(out)
-        note.write_text(options, encoding="utf-8")
-        yield
+        note.write_text(plan.options, encoding="utf-8")
+        yield Manifest.load(out) if (out / NAME).exists() else None
     finally:
         lock.release()
+
+
+def _check_addition(out: Path, plan: Plan, found: Source) -> None:
+    """Whether new splits may join finished shards."""
+    manifest = Manifest.load(out)
+    names = {listing.split for listing in found.splits}
+    held = f"{out} already holds finished {manifest.format} shards of {', '.join(manifest.splits)}"
+    way_out = "give another folder, or --overwrite to replace all of it"
+    if names & set(manifest.splits):
+        raise DataError(f"{held}; {way_out}")
+    if manifest.format != plan.format:
+        raise DataError(f"{held}, and one folder holds one format, not {plan.format} too; {way_out}")
+    if found.classes and manifest.classes and found.classes != manifest.classes:
+        odd = sorted(set(found.classes) ^ set(manifest.classes))[:3]
+        raise DataError(f"{held}, whose classes differ from these ({', '.join(odd)}, ...); {way_out}")
 
 
 def clear(out: Path, names: set[str]) -> None:
@@ -88,12 +107,6 @@ def _empty(out: Path) -> None:
         (out / INFO).unlink(missing_ok=True)
 
 
-def _described(out: Path) -> str:
-    manifest = Manifest.load(out)
-    images = sum(split.images for split in manifest.splits.values())
-    return f"finished {manifest.format} shards of {images:,} images"
-
-
 def _difference(before: str | None, now: str) -> str:
     old: dict[str, Any] = json.loads(before or "{}")
     new: dict[str, Any] = json.loads(now)
@@ -103,7 +116,7 @@ def _difference(before: str | None, now: str) -> str:
 def disk_error(out: Path, error: OSError, found: Source, done: int, total: int) -> DiskError:
     """What an error of the disk means, and what to do."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return DiskError(f"{error.filename or out} cannot be written: {error.strerror}; give a folder that can be")
+        return DiskError(f"cannot write to {error.filename or out}: {error.strerror}; choose another folder")
     free = shutil.disk_usage(out).free
     stored = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
     if stored and done:

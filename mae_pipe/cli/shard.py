@@ -1,0 +1,220 @@
+"""``mae-pipe shard`` and ``mae-pipe verify``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from mae_pipe.data.manifest import Manifest, Split
+
+PLAIN_EVERY = 30.0  # seconds between lines where there is no terminal
+FOLDER = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("source", metavar="SRC", type=FOLDER)
+@click.argument("out", metavar="OUT", type=FOLDER)
+@click.option(
+    "--format",
+    "format_name",
+    default="webdataset",
+    show_default=True,
+    metavar="NAME",
+    help="webdataset, ffcv, or a plugin's.",
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes; they change no byte.  [default: one a core]")
+@click.option("--per-shard", type=click.IntRange(min=1), default=2000, show_default=True, help="Source files a shard.")
+@click.option("--max-side", type=click.IntRange(min=1), metavar="PX", help="Shrink images whose longer side is longer.")
+@click.option(
+    "--short-side", type=click.IntRange(min=1), metavar="PX", help="Shrink images whose shorter side is longer."
+)
+@click.option(
+    "--quality",
+    type=click.IntRange(1, 100),
+    help="Of JPEGs that are made anew (95 if not given); if given, lossless images become JPEGs too.",
+)
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    metavar="NAME[=SHARE]",
+    help="NAME: SRC is that split; val=0.1: hold out a tenth; may be repeated. Not for a SRC with train/ and val/.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the shards that OUT holds.")
+@click.option("--plugin", "plugins", multiple=True, type=FOLDER, metavar="FILE", help="A Python file with plugins.")
+def shard(
+    source: Path,
+    out: Path,
+    format_name: str,
+    workers: int | None,
+    per_shard: int,
+    max_side: int | None,
+    short_side: int | None,
+    quality: int | None,
+    splits: tuple[str, ...],
+    overwrite: bool,
+    plugins: tuple[Path, ...],
+) -> None:
+    """Build shards in OUT from the images below SRC.
+
+    SRC/CLASS/*.jpg has labels, SRC/*.jpg has none, SRC/train/... and SRC/val/... are splits. Every image is decoded
+    and checked: what cannot be used is named in OUT/manifest.json and counted below, and stops nothing. A build that
+    was stopped goes on where it was when the same command is given again.
+    """
+    from mae_pipe.catalog import Catalog
+    from mae_pipe.sharding import build
+
+    began = time.monotonic()
+    try:
+        with _bar("sharding", "images") as show:
+            manifest = build(
+                source,
+                out,
+                format=format_name,
+                catalog=Catalog(plugins),
+                workers=workers,
+                per_shard=per_shard,
+                quality=quality,
+                max_side=max_side,
+                short_side=short_side,
+                splits=splits,
+                overwrite=overwrite,
+                progress=lambda done, refused, total: show(done, total, f"{refused:,} refused" if refused else ""),
+            )
+    except KeyboardInterrupt:
+        click.echo("stopped; finished shards are kept, the same command goes on", err=True)
+        raise
+    _summary(manifest, out, time.monotonic() - began)
+
+
+@click.command()
+@click.argument("folder", metavar="OUT", type=FOLDER)
+@click.option("--plugin", "plugins", multiple=True, type=FOLDER, metavar="FILE", help="A Python file with plugins.")
+def verify(folder: Path, plugins: tuple[Path, ...]) -> None:
+    """Check every hash, count, key and checksum of the shards in OUT.
+
+    Names the shards and images that are damaged, and then ends with 4.
+    """
+    from mae_pipe.catalog import Catalog
+    from mae_pipe.data.manifest import Manifest
+    from mae_pipe.verifying import verify as check
+
+    with _bar("checking", "MB") as show:
+        damage = check(
+            folder,
+            catalog=Catalog(plugins),
+            progress=lambda done, total: show(done // 10**6, -(-total // 10**6), ""),
+        )
+    for sentence in damage:
+        click.echo(f"damaged: {sentence}")
+    if damage:
+        click.echo(f"{len(damage)} damages in {folder}; copy what is named again, or build the shards again", err=True)
+        sys.exit(4)
+    manifest = Manifest.load(folder)
+    for name, split in manifest.splits.items():
+        click.echo(f"ok: {name}: {split.images:,} images in {len(split.shards)} {manifest.format} shards")
+
+
+class _Rate(ProgressColumn):
+    """Things a second, over the last seconds."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} {self._unit}/s" if task.speed else "")
+
+
+class _Lines:
+    """Progress as a line now and then, where nobody watches a bar."""
+
+    def __init__(self, console: Console, title: str, unit: str) -> None:
+        self._console, self._title, self._unit = console, title, unit
+        self._began = self._last = time.monotonic()
+
+    def __call__(self, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        if now - self._last >= PLAIN_EVERY:
+            self._last = now
+            left = (now - self._began) / max(done, 1) * (total - done)
+            words = [f"{self._title}: {done:,} of {total:,} {self._unit}", note, f"about {left:.0f} s left"]
+            self._console.print(", ".join(filter(None, words)))
+
+
+class _Bar:
+    """Progress as a bar, drawn ten times a second at most however often it is told."""
+
+    def __init__(self, progress: Progress, title: str) -> None:
+        self._progress, self._task = progress, progress.add_task(title, total=None, note="")
+        self._last = 0.0
+
+    def __call__(self, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        if now - self._last >= 0.1 or done == total:
+            self._last = now
+            self._progress.update(self._task, completed=done, total=total, note=note)
+
+
+@contextmanager
+def _bar(title: str, unit: str) -> Iterator[_Bar | _Lines]:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(console, title, unit)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        _Rate(unit),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("[yellow]{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield _Bar(progress, title)
+
+
+def _summary(manifest: Manifest, out: Path, seconds: float) -> None:
+    from mae_pipe.data.place import size_of
+
+    for name, split in manifest.splits.items():
+        size = size_of(sum(shard.bytes for shard in split.shards))
+        classes = f" of {len(manifest.classes)} classes" if split.labelled else ", no labels"
+        click.echo(f"{name}: {split.images:,} images{classes} in {len(split.shards)} {manifest.format} shards, {size}")
+        if split.converted:
+            click.echo("  converted: " + ", ".join(f"{count:,} {what}" for what, count in split.converted.items()))
+        _refused(split)
+    click.echo(f"{seconds:.0f} s; all of it is in {out / 'manifest.json'}")
+    click.echo(f"next: mae-pipe pretrain RECIPE --shards {out} --out RUN")
+
+
+def _refused(split: Split) -> None:
+    if not split.refused:
+        return
+    click.echo(f"  refused: {len(split.refused):,}")
+    reasons = Counter(entry.reason.partition(":")[0] for entry in split.refused)
+    for reason, count in reasons.most_common():
+        first = next(entry for entry in split.refused if entry.reason.partition(":")[0] == reason)
+        click.echo(f"    {count:,} {reason}, first {first.path}")

@@ -1,0 +1,121 @@
+"""Checks a folder of shards against its manifest, and names what is damaged."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from mae_pipe.catalog import Catalog
+from mae_pipe.data.manifest import Manifest, SampleIndex, Shard, Split
+from mae_pipe.data.parts import sha256_of
+from mae_pipe.data.sample import ENCODINGS, ShardFormat, ShardReader
+from mae_pipe.errors import DataError, MaePipeError, PluginError
+
+Progress = Callable[[int, int], None]  # bytes checked, bytes in all
+NAMED = 5  # damaged samples that a sentence names
+_KEY = re.compile(r"[A-Za-z0-9_/-]+")
+
+
+def verify(folder: Path, *, catalog: Catalog | None = None, progress: Progress | None = None) -> list[str]:
+    """A sentence for each damage of ``folder``; empty where every hash, count, key and checksum is right.
+
+    Without the format's library only files are checked, not the samples in them.
+    """
+    manifest = Manifest.load(folder)
+    try:
+        format: ShardFormat | None = (catalog or Catalog()).build("shards", manifest.format, {})
+    except PluginError:
+        format = None
+    total = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
+    done = 0
+    found: list[str] = []
+    for name, split in manifest.splits.items():
+        index, damage = _index(folder, name, split, len(manifest.classes))
+        found += damage
+        start = 0
+        for number, shard in enumerate(split.shards):
+            rows = range(start, start + shard.images)
+            if index is not None and not (index.shard[rows.start : rows.stop] == number).all():
+                found.append(f"{split.index.name} does not say which images {shard.name} holds")
+                index = None
+            found += _shard(folder / shard.name, shard, index, rows, format)
+            start = rows.stop
+            done += shard.bytes
+            if progress:
+                progress(done, total)
+    return found
+
+
+def _index(folder: Path, name: str, split: Split, classes: int) -> tuple[SampleIndex | None, list[str]]:
+    """The sample index of a split, where it can be believed, and what is wrong with it or the counts."""
+    found = []
+    if sum(shard.images for shard in split.shards) != split.images or split.index.images != split.images:
+        found.append(f"manifest.json: the image counts of {name!r} contradict each other")
+    try:
+        index = SampleIndex.load(folder, split.index)
+    except DataError as error:
+        return None, [*found, str(error)]
+    lengths = {len(column) for column_name, column in vars(index).items() if column_name != "key_bytes"}
+    if lengths != {split.images}:
+        return None, [*found, f"{split.index.name} has {len(index)} rows, the manifest says {split.images}"]
+    if len(index) and int(index.label.max()) >= classes:
+        found.append(f"{split.index.name} has the label {int(index.label.max())}, but there are {classes} classes")
+    if len(index) and int(index.encoding.max()) >= len(ENCODINGS):
+        return None, [*found, f"{split.index.name} has an unknown encoding; upgrade mae-pipe"]
+    keys = Counter(index.key(row) for row in range(len(index)))
+    bad = [key for key, count in keys.items() if count > 1 or not _KEY.fullmatch(key)]
+    if bad:
+        found.append(f"{split.index.name} has keys that are doubled or not allowed: {_named(bad)}")
+    return index, found
+
+
+def _shard(path: Path, shard: Shard, index: SampleIndex | None, rows: range, format: ShardFormat | None) -> list[str]:
+    """What is wrong with one shard file."""
+    if not path.is_file():
+        return [f"{shard.name} is missing: {shard.images} images"]
+    size = path.stat().st_size
+    whole = size == shard.bytes and sha256_of(path) == shard.sha256
+    broken = None if index is None or format is None else _broken(path, index, rows, format)
+    if whole and not broken:
+        return []
+    if whole:
+        what = "is whole, but its index is not right"
+    elif size != shard.bytes:
+        what = f"has {size:,} bytes instead of {shard.bytes:,}"
+    else:
+        what = "has other bytes than it was built with"
+    if broken is None:
+        return [f"{shard.name} {what}"]
+    if not broken:
+        return [f"{shard.name} {what}, outside its images"]
+    return [f"{shard.name} {what}; {len(broken)} of its {shard.images} images are damaged: {_named(broken)}"]
+
+
+def _broken(path: Path, index: SampleIndex, rows: range, format: ShardFormat) -> list[str] | None:
+    """The keys of the samples whose bytes are not those of the index; None where the format cannot be read here."""
+    try:
+        reader = format.open(path)
+    except PluginError:
+        return None
+    except MaePipeError:
+        return [index.key(row) for row in rows]
+    try:
+        return [index.key(row) for row in rows if not _intact(reader, row - rows.start, index, row)]
+    finally:
+        reader.close()
+
+
+def _intact(reader: ShardReader, number: int, index: SampleIndex, row: int) -> bool:
+    placed = index.placed(row)
+    try:
+        data = reader.read(number, placed)
+    except MaePipeError:
+        return False
+    return len(data) == placed.size and zlib.crc32(data) == placed.crc32
+
+
+def _named(keys: list[str]) -> str:
+    return ", ".join(keys[:NAMED]) + (f" and {len(keys) - NAMED} more" if len(keys) > NAMED else "")
