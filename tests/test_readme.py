@@ -45,6 +45,18 @@ def test_the_readmes_plugin_is_twenty_lines_and_keeps_its_contract(tmp_path: Pat
     assert scores.argmax(dim=1).tolist() == [12, 12]
 
 
+def test_the_pages_plugins_keep_their_contracts(tmp_path: Path) -> None:
+    *plugins, test = blocks(ROOT / "docs" / "writing-a-plugin.md", "python")
+    files = [tmp_path / f"plugin_{number}.py" for number in range(len(plugins))]
+    for file, code in zip(files, plugins, strict=True):
+        file.write_text(code)
+    catalog = Catalog(files=tuple(files))
+    found = {("mask", "stripes"), ("target", "mean_colour"), ("head", "centres")}
+    space = {cls.__name__: cls for cls in (catalog.find(kind, name) for kind, name in found)}
+    exec(test, space)
+    space["test_the_plugins_keep_their_contracts"]()
+
+
 def test_there_are_commands_to_check() -> None:
     assert {line.split()[1] for _, line in commands() if line.startswith("mae-pipe ")} == set(cli.VERBS)
 
