@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from torch import Tensor
 
 from mae_pipe import launch
 from mae_pipe.catalog import Catalog
-from mae_pipe.data.manifest import NAME as MANIFEST
 from mae_pipe.data.order import Share
-from mae_pipe.data.stream import open_stream
+from mae_pipe.data.stream import Batch, open_stream
 from mae_pipe.engine import Engine
 from mae_pipe.journal import Journal
 from mae_pipe.live import Live
 from mae_pipe.optim import Plan, parameter_groups
 from mae_pipe.recipe import Pretrain
 from mae_pipe.reconstruct import RunPictures
-from mae_pipe.runs import Run
+from mae_pipe.runs import Run, about_data
 from mae_pipe.tasks import Pretraining
 from mae_pipe.trainer import train
 
@@ -34,10 +32,12 @@ def pretrain(
     split: str = "train",
     resume: str = "auto",
     console: Console | None = None,
+    seen: Callable[[int, Batch, Tensor], None] | None = None,
 ) -> None:
     """Pretrain on ``shards``, in the run folder ``out``; goes on where an earlier call stopped.
 
-    Every process of a job calls it; alone it needs no launcher.
+    Every process of a job calls it; alone it needs no launcher. ``seen`` sees every
+    (step, batch, loss), as in ``trainer.train``.
     """
     here = launch.join()
     micro = Plan.of(recipe, 1, here.world).micro_batch
@@ -46,7 +46,7 @@ def pretrain(
     )
     plan = Plan.of(recipe, stream.images, here.world)
     run = Run(out, rank=here.rank)
-    checkpoint = run.begin(recipe, _about(shards, split, stream.images, here.world), resume=resume)
+    checkpoint = run.begin(recipe, about_data(shards, split, stream.images, here.world), resume=resume)
 
     task = Pretraining.from_recipe(recipe, catalog)
     groups = parameter_groups(task.named_parameters(), weight_decay=recipe.optimizer.weight_decay)
@@ -77,6 +77,7 @@ def pretrain(
             log_every=recipe.logging.every_steps,
             save_every=plan.steps_of(recipe.saving.every_epochs),
             save=save,
+            seen=seen,
             after_step=lambda step: draw(step, engine),
         )
     journal.close()
@@ -90,15 +91,3 @@ def save_weights(run: Run, recipe: Pretrain, weights: dict[str, Tensor], step: i
     run.save_weights("model.safetensors", weights, metadata)
     encoder = {name.removeprefix("encoder."): w for name, w in weights.items() if name.startswith("encoder.")}
     run.save_weights("encoder.safetensors", encoder, metadata)
-
-
-def _about(shards: Path, split: str, images: int, world: int) -> dict[str, Any]:
-    """What makes a run what it is, besides its recipe."""
-    fingerprint = hashlib.sha256((shards / MANIFEST).read_bytes()).hexdigest()[:16]
-    return {
-        "shards": str(shards.resolve()),
-        "shards_fingerprint": fingerprint,
-        "split": split,
-        "images": images,
-        "world": world,
-    }

@@ -16,13 +16,14 @@ import torch.distributed as dist
 from safetensors.torch import save as to_safetensors
 
 from mae_pipe import __version__, recipe
+from mae_pipe.data.manifest import NAME as SHARDS_MANIFEST
 from mae_pipe.disk import sync_folder, write_whole, writing
 from mae_pipe.engine import Engine
 from mae_pipe.errors import RunError
 from mae_pipe.recipe import Recipe
 
 MANIFEST = "manifest.json"
-FREE = ("about", "logging", "saving", "data.workers")  # what a resumed run may change: no number depends on it
+FREE = ("about", "logging", "saving", "eval_every_epochs", "data.workers")  # a resumed run may change them
 
 
 class Run:
@@ -187,6 +188,17 @@ def about(folder: Path) -> dict[str, Any]:
         raise RunError(f"{folder} is not a run folder (it has no run.json); give the --out of mae-pipe pretrain")
     record: dict[str, Any] = json.loads(path.read_text())
     return record
+
+
+def about_data(shards: Path, split: str, images: int, world: int) -> dict[str, Any]:
+    """What makes a run what it is, besides its recipe: the data that it learns from, and its processes."""
+    return {
+        "shards": str(shards.resolve()),
+        "shards_fingerprint": hashlib.sha256((shards / SHARDS_MANIFEST).read_bytes()).hexdigest()[:16],
+        "split": split,
+        "images": images,
+        "world": world,
+    }
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,138 @@
+"""A run that was killed goes on as if it had not been; damage is seen before it is trained on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from mae_pipe import runs
+from mae_pipe.autoencoder import build_encoder
+from mae_pipe.catalog import Catalog
+from mae_pipe.errors import RunError
+from mae_pipe.runs import Run
+from mae_pipe.sharding import build
+from tests.workers import pretrain_and_die
+
+WORKER = Path(pretrain_and_die.__file__)
+ROOT = WORKER.parents[2]
+
+
+def start(shards: Path, run: Path, log: Path, death: int = -1) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(WORKER), *map(str, (shards, run, log, death))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+
+
+def rows(log: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run on WebDataset shards, with its log."""
+    folder = tmp_path_factory.mktemp("finished")
+    build(image_folder, folder / "shards", format="webdataset", catalog=Catalog(), workers=1, per_shard=7)
+    done = start(folder / "shards", folder / "run", folder / "log")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("form", ["webdataset", "ffcv"])
+def test_a_killed_run_repeats_the_uninterrupted_one_exactly(
+    finished: Path, image_folder: Path, tmp_path: Path, form: str
+) -> None:
+    if form == "ffcv":
+        pytest.importorskip("ffcv", reason="ffcv is not installed")
+    build(image_folder, tmp_path / "shards", format=form, catalog=Catalog(), workers=1, per_shard=7)
+    killed = start(tmp_path / "shards", tmp_path / "run", tmp_path / "first", death=7)
+    assert killed.returncode == -signal.SIGKILL
+    resumed = start(tmp_path / "shards", tmp_path / "run", tmp_path / "second")
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+
+    whole, first, second = rows(finished / "log"), rows(tmp_path / "first"), rows(tmp_path / "second")
+    assert len(whole) == 24  # 12 steps of 2 micro-batches
+    assert first == whole[: len(first)]
+    assert second == whole[12:]  # from the checkpoint of step 6: samples, masks and losses to the last bit
+    metrics = [
+        [json.loads(line) for line in (f / "run" / "metrics.jsonl").read_text().splitlines()]
+        for f in (finished, tmp_path)
+    ]
+    for a, b in zip(*metrics, strict=True):
+        assert (a["step"], a["loss"]) == (b["step"], b["loss"])
+
+
+def test_the_encoder_of_a_run_is_timms_name_by_name(finished: Path) -> None:
+    weights = load_file(finished / "run" / "encoder.safetensors")
+    mae = pretrain_and_die.chosen()
+    encoder = build_encoder(mae.encoder, mae.data.size, positions="learned")
+    encoder.load_state_dict(weights, strict=True)
+    assert {name.split(".")[0] for name in weights} == {"cls_token", "pos_embed", "patch_embed", "blocks", "norm"}
+
+
+def test_the_newest_damaged_checkpoint_is_named_and_passed_over(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished / "run", tmp_path / "run")
+    run = Run(tmp_path / "run")
+    newest = run.newest()
+    assert newest is not None
+    assert newest.name == "step-0000012"
+    victim = next(newest.rglob("*optim_states.pt"))
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    before = run.newest()
+    assert before is not None
+    assert before.name == "step-0000009"
+    assert victim.name in capsys.readouterr().err
+
+
+def test_a_torn_checkpoint_is_refused_in_a_sentence(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "step-0000012"
+    shutil.copytree(finished / "run" / "checkpoints" / "step-0000012", copy)
+    next(copy.rglob("*model_states.pt")).unlink()
+    with pytest.raises(RunError, match=r"model_states\.pt is missing"):
+        runs.check(copy)
+    (copy / "manifest.json").write_text("{")
+    with pytest.raises(RunError, match="damaged"):
+        runs.check(copy)
+
+
+def test_a_checkpoint_holds_no_program(finished: Path) -> None:
+    assert not list((finished / "run" / "checkpoints").rglob("*.py"))
+
+
+def test_another_recipe_or_other_shards_are_refused_with_the_difference(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "run", tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    mae = pretrain_and_die.chosen()
+    other = mae.model_copy(update={"seed": 3})
+    with pytest.raises(RunError, match="seed was 0, now 3"):
+        Run(tmp_path / "run").begin(other, about)
+    with pytest.raises(RunError, match="shards fingerprint"):
+        Run(tmp_path / "run").begin(mae, {**about, "shards_fingerprint": "else"})
+    with pytest.raises(RunError, match="--out"):
+        Run(tmp_path / "run").begin(mae, about, resume="none")
+
+
+def test_a_run_may_change_what_no_number_depends_on(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "run", tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    mae = pretrain_and_die.chosen()
+    calm = mae.model_copy(update={"logging": mae.logging.model_copy(update={"every_steps": 7})})
+    found = Run(tmp_path / "run").begin(calm, about)
+    assert found is not None
+
+
+def test_a_folder_with_other_things_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(RunError, match="not empty"):
+        Run(tmp_path).begin(pretrain_and_die.chosen(), {})

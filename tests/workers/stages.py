@@ -1,0 +1,113 @@
+"""Every ZeRO stage trains the tiny model for some steps; rank 0 writes the losses. Run by torchrun, or alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from mae_pipe import launch, recipe
+from mae_pipe.catalog import Catalog
+from mae_pipe.data.order import Share
+from mae_pipe.data.stream import Batch
+from mae_pipe.engine import Engine
+from mae_pipe.journal import Journal
+from mae_pipe.live import Live
+from mae_pipe.optim import Plan, parameter_groups
+from mae_pipe.tasks import Pretraining
+from mae_pipe.trainer import train
+
+GLOBAL, IMAGES = 16, 160
+
+
+def chosen(stage: int) -> recipe.Pretrain:
+    """A model small enough for seconds, with accumulation (micro-batches of 4) and clipping."""
+    return recipe.Pretrain(
+        data=recipe.Data(size=16, global_batch=GLOBAL, micro_batch=4),
+        encoder=recipe.EncoderShape(width=32, depth=2, heads=2, patch=4),
+        decoder=recipe.DecoderShape(width=16, depth=1, heads=2),
+        optimizer=recipe.Optimizer(base_lr=0.05, clip=0.5),
+        schedule=recipe.Schedule(epochs=0.8, warmup_epochs=0.2),
+        engine=recipe.EngineChoice(zero=stage, precision="fp32", persistence_threshold=0),  # type: ignore[arg-type]
+    )
+
+
+def task_of(mae: recipe.Pretrain) -> Pretraining:
+    return Pretraining.from_recipe(mae, Catalog())
+
+
+def groups_of(task: Pretraining) -> list[dict]:
+    """Weight decay and, so that group settings count, layer decay on the embeddings."""
+    return parameter_groups(
+        task.named_parameters(), weight_decay=0.05, lr_scale=lambda name: 0.5 if "patch_embed" in name else 1.0
+    )
+
+
+class Noise:
+    """A stream of noise images, a function of the position as the real one."""
+
+    def __init__(self, share: Share) -> None:
+        self.share = share
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        while True:
+            yield noise(self.share.positions(start))
+            start += self.share.advance
+
+
+def noise(positions: np.ndarray) -> Batch:
+    images = [torch.randint(0, 256, (3, 16, 16), generator=torch.Generator().manual_seed(int(p))) for p in positions]
+    none = torch.full((len(positions),), -1)
+    return Batch(torch.stack(images).to(torch.uint8), none, torch.from_numpy(positions), torch.from_numpy(positions))
+
+
+def losses_of(stage: int, folder: Path) -> list[float]:
+    """The global mean loss of each step."""
+    mae = chosen(stage)
+    here = launch.join()
+    plan = Plan.of(mae, IMAGES, here.world)
+    task = task_of(mae)
+    engine = Engine(task, groups_of(task), mae, micro_batch=plan.micro_batch)
+    assert engine.stage == stage
+    found: list[float] = []
+    waiting: list[torch.Tensor] = []
+
+    def seen(step: int, batch: Batch, loss: torch.Tensor) -> None:
+        waiting.append(loss.detach())
+        if len(waiting) == plan.accumulation:
+            mean = torch.stack(waiting).mean()
+            waiting.clear()
+            if here.world > 1:
+                dist.all_reduce(mean)
+            found.append(float(mean) / here.world)
+
+    with Live("test", plan.steps, active=False) as live:
+        train(
+            engine,
+            Noise(Share(here.rank, here.world, plan.micro_batch)),
+            plan,
+            journal=Journal(folder, active=False),
+            live=live,
+            seed=0,
+            save_every=10**9,
+            save=lambda step: None,
+            seen=seen,
+        )
+    engine.close()
+    return found
+
+
+def main() -> None:
+    out = Path(sys.argv[1])
+    found = {stage: losses_of(stage, out.parent) for stage in (1, 2, 3)}
+    if launch.place().rank == 0:
+        out.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
