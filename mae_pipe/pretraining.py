@@ -49,6 +49,7 @@ def pretrain(
     checkpoint = run.begin(recipe, about_data(shards, split, stream.images, here.world), resume=resume)
 
     task = Pretraining.from_recipe(recipe, catalog)
+    run.make_room(sum(p.numel() for p in task.parameters()), keep=recipe.saving.keep_last)
     groups = parameter_groups(task.named_parameters(), weight_decay=recipe.optimizer.weight_decay)
     engine = Engine(task, groups, recipe, micro_batch=plan.micro_batch)
     start = 0 if checkpoint is None else run.restore(engine, checkpoint)

@@ -188,9 +188,10 @@ class Downstream(Recipe):
     head: Chosen = Chosen(name="linear")
     drop_path: Share = 0.0
     label_smoothing: Share = 0.0
-    labels_per_class: Positive | None = None  # train on few labels: the first ones of the epoch-0 order
+    labels_per_class: Positive | None = None  # train on few labels; the seed chooses them
     train_split: str = "train"
     eval_split: str = "val"
+    eval_every_epochs: Annotated[float, Field(gt=0)] = 10.0  # and always at the end
 
 
 TASKS: dict[str, type[Recipe]] = {"pretrain": Pretrain, "probe": Downstream, "finetune": Downstream}
@@ -231,7 +232,7 @@ def parse(values: dict[str, Any], origin: str, *, task: str | None = None) -> Re
 
 def _text(name_or_path: str) -> tuple[str, str]:
     path = Path(name_or_path)
-    if path.suffix == ".toml" or path.exists():
+    if path.suffix == ".toml" or (path.exists() and name_or_path not in names()):  # a folder may be called "digits"
         if not path.is_file():
             raise RecipeError(f"there is no recipe file {path}; built-in recipes are {', '.join(names())}")
         return path.read_text(encoding="utf-8"), str(path)

@@ -19,7 +19,7 @@ from mae_pipe import __version__, recipe
 from mae_pipe.data.manifest import NAME as SHARDS_MANIFEST
 from mae_pipe.disk import sync_folder, write_whole, writing
 from mae_pipe.engine import Engine
-from mae_pipe.errors import RunError
+from mae_pipe.errors import DiskError, RunError
 from mae_pipe.recipe import Recipe
 
 MANIFEST = "manifest.json"
@@ -82,6 +82,21 @@ class Run:
                 write_whole(self.folder / "run.json", _json(record))
                 write_whole(old, _json(chosen.model_dump(mode="json")))
         return found
+
+    def make_room(self, parameters: int, *, keep: int) -> None:
+        """Refuse to begin what the disk cannot hold: better now than at the first checkpoint.
+
+        AdamW's state and the float32 weights take 14 bytes a parameter in each of ``keep`` checkpoints
+        and the one being written; the plain weights beside them 8.
+        """
+        needed = parameters * (14 * (keep + 1) + 8)
+        free = shutil.disk_usage(self.folder).free
+        if self.rank == 0 and free < needed:
+            raise DiskError(
+                f"{self.folder} has {free / 1e6:,.1f} MB free and the checkpoints of this run take {needed / 1e6:,.1f} MB "
+                f"({keep + 1} of {parameters / 1e6:.1f} M parameters); free some space, choose another folder, or lower "
+                f"saving.keep_last"
+            )
 
     def _compare(self, chosen: Recipe, about: dict[str, Any]) -> None:
         """Refuse to go on with another recipe or other data, naming what differs."""

@@ -1,0 +1,168 @@
+"""An encoder with a head as one module: a batch in, a loss or its measures out; what DeepSpeed wraps."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, overload
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from timm.layers.pos_embed import resample_abs_pos_embed
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mae_pipe.autoencoder import Encoder, build_encoder
+from mae_pipe.catalog import Catalog
+from mae_pipe.contracts import Head
+from mae_pipe.errors import RunError
+from mae_pipe.pixels import Channels, normalise
+from mae_pipe.recipe import Downstream, Pretrain
+from mae_pipe.seeding import key
+
+if TYPE_CHECKING:
+    from mae_pipe.data.stream import Batch
+
+WEIGHTS = "encoder.safetensors"
+UNTRAINED = "untrained"  # in place of a fingerprint of weights
+
+
+class Classification(nn.Module):
+    """A head on the tokens of whole images.
+
+    Args:
+        frozen: a probe: the encoder stays as it is, in evaluation mode and without gradients.
+        classes: C.
+        label_smoothing: share of a training label that is spread over all classes.
+        mean, std: of pixels in [0, 1].
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        head: Head,
+        *,
+        frozen: bool,
+        classes: int,
+        label_smoothing: float,
+        mean: Channels,
+        std: Channels,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.head, self.frozen = encoder, head, frozen
+        self.classes, self.label_smoothing = classes, label_smoothing
+        self.mean, self.std = mean, std
+        if frozen:
+            encoder.requires_grad_(False)
+        self.train()
+
+    @classmethod
+    def from_recipe(
+        cls,
+        recipe: Downstream,
+        pretrained: Pretrain,
+        weights: Mapping[str, Tensor] | None,
+        catalog: Catalog,
+        *,
+        classes: int,
+    ) -> Classification:
+        """The encoder of ``pretrained`` with ``weights``, or None: as it was before pretraining; and a new head.
+
+        Raises:
+            RunError: a weight is missing, is not the encoder's, or has another shape.
+        """
+        frozen = recipe.task == "probe"
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key(pretrained.seed, "weights") % 2**63)  # as Pretraining.from_recipe draws them
+            encoder = build_encoder(
+                pretrained.encoder,
+                recipe.data.size,
+                positions="fixed" if frozen else "learned",
+                drop_path=0.0 if frozen else recipe.drop_path,
+            )
+            torch.manual_seed(key(recipe.seed, "head") % 2**63)
+            head = catalog.build(
+                "head", recipe.head.name, recipe.head.options, width=pretrained.encoder.width, classes=classes
+            )
+        if weights is not None:
+            _fill(encoder, weights)
+        return cls(
+            encoder,
+            head,
+            frozen=frozen,
+            classes=classes,
+            label_smoothing=recipe.label_smoothing,
+            mean=recipe.data.mean,
+            std=recipe.data.std,
+        )
+
+    @overload
+    def forward(self, batch: Batch, mode: Literal["loss"] = "loss") -> Tensor: ...
+
+    @overload
+    def forward(self, batch: Batch, mode: Literal["metrics"]) -> dict[str, Tensor]: ...
+
+    def forward(self, batch: Batch, mode: str = "loss") -> Tensor | dict[str, Tensor]:
+        """The mean loss, a float32 scalar; or "loss" and the head's metrics of each image, [B] float32.
+
+        Both go through here because ZeRO 3 gathers weights when the root module is called.
+        """
+        images = normalise(batch.pixels, self.mean, self.std)  # [B, 3, S, S]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            tokens = self.encoder(images)  # [B, 1 + N, D]
+        output = self.head(tokens)
+        if mode == "loss":
+            return self.head.loss(output, self._smoothed(batch.labels)).mean()
+        labels = batch.labels.clamp(min=0)  # padding has -1; its values are not counted
+        return {"loss": self.head.loss(output, labels), **self.head.metrics(output, labels)}
+
+    def train(self, mode: bool = True) -> Classification:
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
+    def _smoothed(self, labels: Tensor) -> Tensor:
+        """[B] int64 as they are, or [B, C] float32 shares."""
+        if not self.label_smoothing:
+            return labels
+        shares = F.one_hot(labels, self.classes).float()
+        return shares * (1 - self.label_smoothing) + self.label_smoothing / self.classes
+
+
+def read_weights(run: Path) -> tuple[dict[str, Tensor], str]:
+    """A pretraining run's encoder, timm's names, and a fingerprint of its file."""
+    path = run / WEIGHTS
+    if not path.is_file():
+        raise RunError(
+            f"{run} has no {WEIGHTS}; let mae-pipe pretrain write its first checkpoint, or give --from-scratch"
+        )
+    content = path.read_bytes()
+    try:
+        return load(content), hashlib.sha256(content).hexdigest()[:16]
+    except SafetensorError as error:
+        raise RunError(f"{path} is damaged ({error}); go on with mae-pipe pretrain, which writes it again") from error
+
+
+def _fill(encoder: Encoder, weights: Mapping[str, Tensor]) -> None:
+    """Put ``weights`` into ``encoder``, every one and no other; positions may be of another grid."""
+    wanted, given = encoder.state_dict(), dict(weights)
+    table = given.get("pos_embed")
+    if table is not None and table.dim() == 3 and table.shape[1] != wanted["pos_embed"].shape[1]:
+        size = [encoder.grid.rows, encoder.grid.cols]
+        given["pos_embed"] = resample_abs_pos_embed(table, size, num_prefix_tokens=1)
+    advice = "give the run folder that mae-pipe pretrain wrote, with its own recipe.json"
+    for name in wanted:
+        if name not in given:
+            raise RunError(f"the pretrained encoder has no weight {name!r}; {advice}")
+        if given[name].shape != wanted[name].shape:
+            raise RunError(
+                f"the pretrained weight {name!r} has shape {list(given[name].shape)}, expected "
+                f"{list(wanted[name].shape)}; {advice}"
+            )
+    strange = sorted(set(given) - set(wanted))
+    if strange:
+        raise RunError(f"the pretrained encoder has the weight {strange[0]!r}, which its recipe has not; {advice}")
+    encoder.load_state_dict(given)
