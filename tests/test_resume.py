@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from mae_pipe import runs
 from mae_pipe.autoencoder import build_encoder
 from mae_pipe.catalog import Catalog
-from mae_pipe.errors import RunError
+from mae_pipe.errors import DiskError, RunError
 from mae_pipe.runs import Run
 from mae_pipe.sharding import build
 from tests.workers import pretrain_and_die
@@ -136,3 +136,9 @@ def test_a_folder_with_other_things_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(RunError, match="not empty"):
         Run(tmp_path).begin(pretrain_and_die.chosen(), {})
+
+
+def test_a_run_that_the_disk_cannot_hold_does_not_begin(tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match="keep_last"):
+        Run(tmp_path).make_room(10**15, keep=2)
+    Run(tmp_path).make_room(1000, keep=2)
