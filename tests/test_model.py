@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mae_pipe.autoencoder import Encoder, build_encoder
+from mae_pipe.autoencoder import Encoder, build_encoder, choose_attention
 from mae_pipe.catalog import Catalog
 from mae_pipe.contracts import Grid, MaskSampler
 from mae_pipe.data.stream import Batch
@@ -221,19 +221,21 @@ def test_positions_tell_columns_first_then_rows() -> None:
     assert not table[0].any()
 
 
-def test_explicit_and_fused_attention_agree() -> None:
+def test_attention_is_chosen_by_device_and_precision_and_gives_the_same_tokens() -> None:
     encoder: Any = build_encoder(ENCODER, SIZE).eval()
     images = images_of(2)
-    assert not any(block.attn.fused_attn for block in encoder.blocks)  # on CPU, by measurement
+    chosen = []
+    for move in (lambda: encoder, encoder.bfloat16, encoder.float, lambda: encoder.bfloat16().to("meta")):
+        move()
+        chosen.append([block.attn.fused_attn for block in encoder.blocks])
+    assert chosen == [[True] * 2, [False] * 2, [True] * 2, [True] * 2]
+
+    encoder = build_encoder(ENCODER, SIZE).eval()
     with torch.no_grad():
-        explicit = encoder(images)
-        for block in encoder.blocks:
-            block.attn.fused_attn = True
-        assert torch.allclose(encoder(images), explicit, atol=1e-5)
-    assert all(block.attn.fused_attn for block in encoder.to("meta").blocks)
-    with torch.device("meta"):
-        elsewhere: Any = build_encoder(ENCODER, SIZE)
-    assert all(block.attn.fused_attn for block in elsewhere.blocks)
+        fused = encoder(images)
+        choose_attention(encoder, torch.bfloat16)
+        assert not any(block.attn.fused_attn for block in encoder.blocks)
+        assert torch.allclose(encoder(images), fused, atol=1e-5)
 
 
 def test_drop_path_rises_to_what_was_asked_for() -> None:
