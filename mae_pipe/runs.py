@@ -93,9 +93,8 @@ class Run:
         free = shutil.disk_usage(self.folder).free
         if self.rank == 0 and free < needed:
             raise DiskError(
-                f"{self.folder} has {free / 1e6:,.1f} MB free and the checkpoints of this run take {needed / 1e6:,.1f} MB "
-                f"({keep + 1} of {parameters / 1e6:.1f} M parameters); free some space, choose another folder, or lower "
-                f"saving.keep_last"
+                f"{self.folder} has {free / 1e6:,.1f} MB free and {keep + 1} checkpoints of {parameters / 1e6:.1f} M "
+                f"parameters take {needed / 1e6:,.1f} MB; free some space, choose another folder, or lower saving.keep_last"
             )
 
     def _compare(self, chosen: Recipe, about: dict[str, Any]) -> None:
