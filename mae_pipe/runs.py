@@ -94,7 +94,8 @@ class Run:
         if self.rank == 0 and free < needed:
             raise DiskError(
                 f"{self.folder} has {free / 1e6:,.1f} MB free and {keep + 1} checkpoints of {parameters / 1e6:.1f} M "
-                f"parameters take {needed / 1e6:,.1f} MB; free some space, choose another folder, or lower saving.keep_last"
+                f"parameters take {needed / 1e6:,.1f} MB; free some space, choose another folder, or lower "
+                "saving.keep_last"
             )
 
     def _compare(self, chosen: Recipe, about: dict[str, Any]) -> None:
