@@ -215,8 +215,8 @@ def _check(shards: Path, recipe: Downstream) -> Manifest:
     for use, name in (("train_split", recipe.train_split), ("eval_split", recipe.eval_split)):
         if name not in manifest.splits:
             raise DataError(
-                f"the shards {shards} have no split {name!r}, they have {', '.join(manifest.splits)}; add it with "
-                f"mae-pipe shard, or choose another with --set {use}=NAME"
+                f"the shards {shards} have no split {name!r}, they have {', '.join(manifest.splits)}; choose another "
+                f"with --set {use}=NAME, or hold images out with: mae-pipe shard ... --split val=0.1"
             )
         if not manifest.splits[name].labelled:
             raise DataError(
