@@ -10,7 +10,6 @@ import contextlib
 import importlib
 import importlib.util
 import io
-import mmap
 import queue
 import tempfile
 import warnings
@@ -25,7 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mae_pipe.api import DataError, Placed, PluginError, Sample, ShardFormat, ShardReader, plugin
+from mae_pipe.api import Placed, PluginError, Sample, ShardFormat, ShardReader, plugin
+
+from .file import ShardFile
 
 PAGE = 2 << 20  # bytes; ffcv's smallest
 USUAL_PAGE = 8 << 20  # ffcv's default
@@ -57,7 +58,7 @@ class Beton(ShardFormat):
         ]
 
     def open(self, path: Path) -> ShardReader:
-        return _Mapped(path)
+        return _Tables(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,40 +172,28 @@ def _ffcv(module: str) -> Any:
         raise PluginError(f"ffcv cannot be imported ({error}); {INSTALL}") from error
 
 
-class _Mapped(ShardReader):
-    """A beton's bytes by ffcv's own tables, as views of the mapped file."""
+class _Tables(ShardReader):
+    """A beton's images, found by ffcv's own tables."""
 
     def __init__(self, path: Path) -> None:
         reader = _ffcv("reader")
+        self._file = ShardFile(path)
         try:
             beton = reader.Reader(str(path))
             pointers = beton.metadata[beton.metadata.dtype.names[beton.field_names.index("image")]]["data_ptr"]
             order = np.argsort(beton.alloc_table["ptr"])
-            known = beton.alloc_table["ptr"][order]
-            found = order[np.searchsorted(known, pointers)]
+            found = order[np.searchsorted(beton.alloc_table["ptr"][order], pointers)]
             if not np.array_equal(beton.alloc_table["ptr"][found], pointers):
                 raise ValueError("its tables contradict each other")
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except Exception as error:  # ffcv trusts what it reads, so damage shows as anything
-            raise DataError(
-                f"the shard {path} cannot be opened ({type(error).__name__}: {error}); "
-                f"copy it again, or run: mae-pipe verify {path.parent}"
-            ) from error
-        self._path = path
+            raise self._file.damaged(f"{type(error).__name__}: {error}") from error
         self._starts: list[int] = pointers.tolist()
         self._sizes: list[int] = beton.alloc_table["size"][found].tolist()
-        self._view = memoryview(self._map)
 
-    def read(self, number: int, placed: Placed) -> memoryview:
-        if number >= len(self._starts) or self._starts[number] + self._sizes[number] > len(self._view):
-            raise DataError(
-                f"the shard {self._path} does not hold image {number} as its index says; "
-                f"copy it again, or run: mae-pipe verify {self._path.parent}"
-            )
-        return self._view[self._starts[number] : self._starts[number] + self._sizes[number]]
+    def read(self, number: int, placed: Placed) -> bytes:
+        if number >= len(self._starts) or self._sizes[number] != placed.size:
+            raise self._file.damaged(f"its image {number} is not the one of the index")
+        return self._file.read(self._starts[number], placed.size)
 
     def close(self) -> None:
-        self._view.release()
-        with contextlib.suppress(BufferError):  # somebody still looks at a read image: the file closes with it
-            self._map.close()
+        self._file.close()

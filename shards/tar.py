@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import tarfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
-from mae_pipe.api import DataError, Placed, Sample, ShardFormat, ShardReader, plugin
+from mae_pipe.api import Placed, Sample, ShardFormat, ShardReader, plugin
+
+from .file import ShardFile
 
 ENDINGS = {"jpeg": "jpg", "png": "png", "webp": "webp"}
 
@@ -37,7 +37,7 @@ class Tar(ShardFormat):
         return places
 
     def open(self, path: Path) -> ShardReader:
-        return _Mapped(path)
+        return _Members(path)
 
 
 def _member(out: BinaryIO, name: str, data: bytes) -> int:
@@ -51,30 +51,14 @@ def _member(out: BinaryIO, name: str, data: bytes) -> int:
     return offset
 
 
-class _Mapped(ShardReader):
-    """A mapped file: a read is a view of it, without a copy or a lock."""
+class _Members(ShardReader):
+    """The places of the index are all that it needs."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # ValueError: an empty file
-            raise DataError(
-                f"the shard {path} cannot be opened ({error}); copy it again, or run: mae-pipe verify {path.parent}"
-            ) from error
-        self._view = memoryview(self._map)
+        self._file = ShardFile(path)
 
-    def read(self, number: int, placed: Placed) -> memoryview:
-        end = placed.offset + placed.size
-        if end > len(self._view):
-            raise DataError(
-                f"the shard {self._path} is cut short: {len(self._view)} bytes, the index expects at least {end}; "
-                f"copy it again, or run: mae-pipe verify {self._path.parent}"
-            )
-        return self._view[placed.offset : end]
+    def read(self, number: int, placed: Placed) -> bytes:
+        return self._file.read(placed.offset, placed.size)
 
     def close(self) -> None:
-        self._view.release()
-        with contextlib.suppress(BufferError):  # somebody still looks at a read image: the file closes with it
-            self._map.close()
+        self._file.close()

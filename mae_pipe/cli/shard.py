@@ -155,7 +155,7 @@ class _Lines:
 
     def __call__(self, done: int, total: int, note: str) -> None:
         now = time.monotonic()
-        if now - self._last >= PLAIN_EVERY:
+        if now - self._last >= PLAIN_EVERY and done < total:
             self._last = now
             left = (now - self._began) / max(done, 1) * (total - done)
             words = [f"{self._title}: {done:,} of {total:,} {self._unit}", note, f"about {left:.0f} s left"]
