@@ -1,0 +1,90 @@
+"""Real processes on real shards measure what one image after the other gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mae_pipe.catalog import Catalog
+from mae_pipe.data import decode
+from mae_pipe.data.stream import Shelf
+from mae_pipe.pixels import normalise
+from mae_pipe.sharding import build
+from tests.workers import measure
+
+WORKER = Path(measure.__file__)
+IMAGES = 11
+
+
+@pytest.fixture(scope="module")
+def shards(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("measured")
+    for number, path in enumerate(sorted(image_folder.rglob("*.*"))):
+        split = "val" if number < IMAGES - 3 or number > 20 else "train"
+        place = folder / "images" / split / path.parent.name / path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(path.read_bytes())
+    build(folder / "images", folder / "shards", catalog=Catalog(), workers=1, per_shard=4)
+    return folder / "shards"
+
+
+@pytest.fixture(scope="module")
+def found(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    """Number of ranks -> what each of them was told."""
+    out = tmp_path_factory.mktemp("ranks") / "told.json"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[2])}
+    command = [sys.executable, str(WORKER), str(shards), str(out)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {int(world): told for world, told in json.loads(out.read_text()).items()}
+
+
+@torch.no_grad()
+def counted(shards: Path) -> dict[str, float]:
+    """Image by image, without a stream."""
+    shelf = Shelf(shards, "val", Catalog())
+    task = measure.untrained().eval()
+    top1 = top5 = 0
+    loss = 0.0
+    for number, label in enumerate(shelf.index.label.tolist()):
+        pixels = torch.from_numpy(decode.centred(decode.picture(shelf.read(number)), 16, 1.0).copy())
+        images = normalise(pixels.permute(2, 0, 1)[None], task.mean, task.std)
+        output = task.head(task.encoder(images))
+        best = output[0].sort(descending=True).indices.tolist()
+        top1 += best[0] == label
+        top5 += label in best[:5]
+        loss += F.cross_entropy(output, torch.tensor([label])).item()
+    return {"loss": loss / IMAGES, "top1": top1 / IMAGES, "top5": top5 / IMAGES}
+
+
+def test_any_number_of_ranks_gives_the_numbers_of_a_direct_count(
+    shards: Path, found: dict[int, list[dict[str, Any]]]
+) -> None:
+    expected = counted(shards)
+    assert set(found) == {1, 2, 3}
+    assert 0 < expected["top1"] < expected["top5"] < 1  # else a miscount might not show
+    for world, told in found.items():
+        for one in told:
+            assert one["task"]["top1"] == expected["top1"], world
+            assert one["task"]["top5"] == expected["top5"], world
+            assert one["task"]["loss"] == pytest.approx(expected["loss"], rel=1e-6), world
+
+
+def test_every_rank_of_every_world_is_told_the_same_to_the_last_bit(found: dict[int, list[dict[str, Any]]]) -> None:
+    values = measure.marks(torch.arange(IMAGES))
+    exact = {name: float(sum(map(Fraction, v.tolist())) / IMAGES) for name, v in values.items()}
+    assert {json.dumps(one["marks"]) for told in found.values() for one in told} == {json.dumps(exact)}
+
+
+def test_running_statistics_become_those_of_all_ranks(found: dict[int, list[dict[str, Any]]]) -> None:
+    for world, told in found.items():
+        assert [one["mean"] for one in told] == [[(world - 1) / 2] * 2] * world

@@ -1,0 +1,110 @@
+"""Evaluations on one, two and three ranks; writes what every rank was told.
+
+Arguments: SHARDS OUT. The ranks are forked from a process that has imported all and begun nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mae_pipe import recipe
+from mae_pipe.catalog import Catalog
+from mae_pipe.classification import Classification
+from mae_pipe.data.order import Share
+from mae_pipe.data.stream import Batch, open_stream
+from mae_pipe.evaluate import agree_on_buffers, evaluate
+
+DATA = recipe.Data(size=16, centre_share=1.0, workers=1)
+RANKS = {1: 4, 2: 3, 3: 8}  # ranks -> images of one rank at once; with 3 x 8 the last rank has padding only
+CLASSES = 7  # more than there are, so that top-5 is not always right
+
+
+def untrained() -> Classification:
+    """The same in every process."""
+    return Classification.from_recipe(
+        recipe.Downstream(task="probe", data=DATA, head=recipe.Chosen(name="linear", options={"std": 1.0})),
+        recipe.Pretrain(data=DATA, encoder=recipe.EncoderShape(width=32, depth=1, heads=2, patch=4)),
+        None,
+        Catalog(),
+        classes=CLASSES,
+    )
+
+
+class Alone:
+    """A task without an engine."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, task: nn.Module) -> None:
+        self.task = task
+
+    def __call__(self, batch: Batch, *, mode: str) -> dict[str, Tensor]:
+        return self.task(batch, mode=mode)
+
+    def train(self, mode: bool = True) -> object:
+        return self.task.train(mode)
+
+
+class Marks(nn.Module):
+    """Measures that are known for every image, and not a number for padding."""
+
+    def forward(self, batch: Batch, *, mode: str) -> dict[str, Tensor]:
+        assert mode == "metrics"
+        assert not self.training
+        return marks(batch.numbers)
+
+
+def marks(numbers: Tensor) -> dict[str, Tensor]:
+    loss = torch.where(numbers < 0, math.nan, 1 / (1 + numbers))
+    return {"loss": loss, "third": (numbers % 3 == 0).float()}
+
+
+def rank_of(shards: Path, folder: Path, rank: int, world: int) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world)
+    share = Share(rank, world, RANKS[world])
+    stream = open_stream(shards, "val", DATA, seed=0, share=share, catalog=Catalog(), training=False)
+    norm = nn.BatchNorm1d(2)
+    assert norm.running_mean is not None
+    norm.running_mean.fill_(rank)
+    agree_on_buffers(norm)
+    found = {
+        "task": evaluate(Alone(untrained()), stream),
+        "marks": evaluate(Alone(Marks()), stream),
+        "mean": norm.running_mean.tolist(),
+    }
+    (folder / f"{world}.{rank}.json").write_text(json.dumps(found))
+    stream.close()
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    shards, out = Path(sys.argv[1]), Path(sys.argv[2])
+    context = multiprocessing.get_context("fork")
+    for world in RANKS:
+        ranks = [
+            context.Process(target=rank_of, args=(shards, out.parent, rank, world), daemon=True)
+            for rank in range(world)
+        ]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join()
+            if process.exitcode:
+                sys.exit(f"a rank of {world} ended with {process.exitcode}")
+    told = {
+        world: [json.loads((out.parent / f"{world}.{rank}.json").read_text()) for rank in range(world)]
+        for world in RANKS
+    }
+    out.write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
