@@ -52,10 +52,25 @@ def of_photos(manifest: Manifest, minutes: float, fewest: int) -> Study:
         *lasting(epochs, epochs / 10),
     )
     few = min(FEW, fewest)
-    finetune = (f"labels_per_class={few}", *_batch(few * len(manifest.classes)), *lasting(60.0, 6.0)) if few else ()
+    seen = PHOTOS * minutes / MINUTES  # by the probe, which only goes forward; finetuning costs three times as much
     return Study(
-        "imagenette_vit_tiny", "probe_imagenette", "finetune_imagenette", pretrain, _batch(train.images), finetune
+        "imagenette_vit_tiny",
+        "probe_imagenette",
+        "finetune_imagenette",
+        pretrain,
+        _downstream(train.images, min(10.0, seen / train.images)),
+        (
+            f"labels_per_class={few}",
+            *_downstream(few * len(manifest.classes), min(60.0, seen / 3 / few / len(manifest.classes))),
+        )
+        if few
+        else (),
     )
+
+
+def _downstream(images: int, epochs: float) -> tuple[str, ...]:
+    """Changes that make a downstream run so long, measured at its end."""
+    return (*_batch(images), *lasting(epochs, epochs / 10), f"eval_every_epochs={epochs:.6f}")
 
 
 def lasting(epochs: float, warmup: float) -> tuple[str, ...]:
