@@ -19,6 +19,7 @@ from mae_pipe.data.scan import Source
 from mae_pipe.errors import DataError, DiskError
 
 INFO = "_info.json"
+INDEX = ".index.safetensors"  # after the name of a split
 _DRAFT = re.compile(r"\w+-\d{6}\.\w+\.tmp|\w+\.index\.safetensors\.tmp|manifest\.json\.tmp")
 
 
@@ -99,12 +100,21 @@ def _empty(out: Path) -> None:
     """Remove what an earlier build left; files of others stay."""
     clear(out, set())
     if (out / NAME).exists():
-        manifest = Manifest.load(out)
+        names = _built(out)
         (out / NAME).unlink()
-        for split in manifest.splits.values():
-            for part in (*split.shards, split.index):
-                (out / part.name).unlink(missing_ok=True)
-        (out / INFO).unlink(missing_ok=True)
+        for name in (*names, INFO):
+            (out / name).unlink(missing_ok=True)
+
+
+def _built(out: Path) -> list[str]:
+    """The names of the files of finished shards."""
+    try:
+        splits = Manifest.load(out).splits.values()
+    except DataError:  # damaged, or of a later version: the sample indexes tell which splits there are
+        indexes = [path.name for path in out.glob(f"*{INDEX}")]
+        names = "|".join(re.escape(name.removesuffix(INDEX)) for name in indexes)
+        return indexes + [path.name for path in out.iterdir() if re.fullmatch(rf"({names})-\d{{6}}\.\w+", path.name)]
+    return [part.name for split in splits for part in (*split.shards, split.index)]
 
 
 def _difference(before: str | None, now: str) -> str:
@@ -117,8 +127,9 @@ def disk_error(out: Path, error: OSError, found: Source, done: int, total: int) 
     """What an error of the disk means, and what to do."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return DiskError(f"cannot write to {error.filename or out}: {error.strerror}; choose another folder")
-    free = shutil.disk_usage(out).free
-    stored = sum(path.stat().st_size for path in out.iterdir() if path.is_file())
+    place = next(path for path in (out, *out.absolute().parents) if path.is_dir())  # out itself may not have fitted
+    free = shutil.disk_usage(place).free
+    stored = sum(path.stat().st_size for path in out.iterdir() if path.is_file()) if place == out else 0
     if stored and done:
         needed = f"about {size_of(int(stored / done * (total - done)))} more"
     else:
