@@ -18,14 +18,15 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.data import parts
 from mae_pipe.data.admit import Wishes
 from mae_pipe.data.crew import make_all
+from mae_pipe.data.listing import Listing
 from mae_pipe.data.manifest import NAME, VERSION, Manifest, SampleIndex, Shard, Split, Statistics
 from mae_pipe.data.place import INFO, check_places, claimed, clear, disk_error
 from mae_pipe.data.sample import ShardFormat
-from mae_pipe.data.scan import Listing, Source, scan
+from mae_pipe.data.scan import Source, scan
 from mae_pipe.errors import DataError
 
 PER_SHARD = 2000
-RULES = 1  # of this build; another number makes every part again
+RULES = 2  # of this build; another number makes every part again
 
 Progress = Callable[[int, int, int], None]  # images done, refused among them, images in all
 

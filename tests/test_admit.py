@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mae_pipe.data import decode
-from mae_pipe.data.admit import ORIENTATION, Admitted, Refusal, Wishes, admit
+from mae_pipe.data.admit import ORIENTATION, Admitted, Wishes, admit
+from mae_pipe.data.refusal import Refusal
 from mae_pipe.data.sample import Stored
 
 
@@ -181,6 +182,16 @@ def test_a_jpeg_that_lacks_only_its_end_marker_is_mended() -> None:
     data = saved(photo(), "JPEG")
     image = admit(data[:-2])
     assert (image.image, image.converted) == (data, ("end marker added",))
+
+
+def test_a_progressive_jpeg_that_is_cut_between_its_scans_is_refused_though_every_decoder_shows_it_whole() -> None:
+    data = saved(photo(), "JPEG", progressive=True)
+    scans = [at for at in range(len(data)) if data[at : at + 2] == b"\xff\xda"]
+    assert len(scans) > 5
+    for at in scans[1:]:
+        Image.open(io.BytesIO(data[:at] + b"\xff\xd9")).load()  # Pillow sees nothing
+        with pytest.raises(Refusal, match="truncated"):
+            admit(data[:at])
 
 
 def test_padding_before_the_end_of_a_jpeg_is_removed() -> None:

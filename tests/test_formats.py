@@ -323,6 +323,21 @@ def test_a_format_that_breaks_its_contract_is_named(image_folder: Path, tmp_path
         build(image_folder, tmp_path / "out", format="forgetful", catalog=Catalog((plugin,)), workers=1)
 
 
+def test_a_format_that_reads_something_else_than_it_wrote_is_found_at_once(image_folder: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "shifted.py"
+    plugin.write_text(
+        "from dataclasses import replace\n"
+        "from mae_pipe.api import plugin\n"
+        "from mae_pipe_shards.tar import Tar\n\n\n"
+        '@plugin("shifted")\nclass Shifted(Tar):\n    """Shifts."""\n\n'
+        "    def write(self, path, samples):\n"
+        "        return [replace(p, offset=p.offset + 1) for p in super().write(path, samples)]\n"
+    )
+    with pytest.raises(PluginError, match=r"'shifted' does not read 'across/01' as it wrote it"):
+        build(image_folder, tmp_path / "out", format="shifted", catalog=Catalog((plugin,)), workers=1)
+    assert not list((tmp_path / "out").glob("train-*"))
+
+
 def test_places_beyond_the_file_are_refused(tmp_path: Path) -> None:
     form = storage("webdataset")
     form.write(tmp_path / "x.tar", samples())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -141,6 +142,35 @@ def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
     assert keys(tmp_path / "out") == ["a/1", "b/x"]
 
 
+def test_a_link_to_itself_is_named_and_stops_nothing(tmp_path: Path) -> None:
+    paint(tmp_path / "in" / "a" / "1.png")
+    (tmp_path / "in" / "ring").symlink_to("ring")
+    (tmp_path / "in" / "a" / "ring.jpg").symlink_to("ring.jpg")
+    split = make(tmp_path / "in", tmp_path / "out").splits["train"]
+    assert split.images == 1
+    assert [(entry.path, entry.reason) for entry in split.refused] == [
+        ("a/ring.jpg", "a broken link"),
+        ("ring", "a broken link"),
+    ]
+
+
+@pytest.mark.parametrize("closed", ["", "train"])
+def test_a_source_that_may_not_be_listed_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
+) -> None:
+    paint(tmp_path / "train" / "a" / "1.png")
+    real = os.scandir
+
+    def deny(path: Path) -> object:  # by hand, as root may list anything
+        if Path(path) == tmp_path / closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", deny)
+    with pytest.raises(DataError, match=rf"{tmp_path / closed} cannot be listed: Permission denied"):
+        scan(tmp_path)
+
+
 def test_odd_names_become_keys_that_are_unique_and_plain(tmp_path: Path) -> None:
     names = ["a b.png", "a_b.png", "a.b.png", "a_b-2.png", "a_b.jpg", "ünïcode.png", "noext", "x.tar.gz.png", "-.png"]
     for number, name in enumerate(names):
@@ -262,6 +292,19 @@ def test_overwrite_replaces_shards_and_leaves_other_files(image_folder: Path, wh
     assert contents(out) == contents(whole)
 
 
+def test_overwrite_mends_a_damaged_manifest_and_leaves_other_files(
+    image_folder: Path, whole: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    make(image_folder, out, per_shard=2)
+    (out / "photo-000001.png").write_text("mine")
+    (out / "manifest.json").write_text("{")
+    make(image_folder, out, overwrite=True)
+    assert (out / "photo-000001.png").read_text() == "mine"
+    (out / "photo-000001.png").unlink()
+    assert contents(out) == contents(whole)
+
+
 def test_two_builds_do_not_write_to_one_folder(image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / ".parts").mkdir(parents=True)
     with FileLock(tmp_path / "out" / ".parts" / "lock"), pytest.raises(DataError, match="another build is writing"):
@@ -335,6 +378,22 @@ def test_a_full_disk_is_a_sentence_and_the_next_build_goes_on(
     assert not list(out.glob("*.tmp"))
     make(image_folder, out)
     assert contents(out) == contents(whole)
+
+
+def test_a_disk_without_room_for_the_folder_itself_is_a_sentence(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "new" / "out"
+    real = Path.mkdir
+
+    def full(path: Path, *arguments: object, **options: object) -> None:
+        if path == out:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(DiskError, match=r"the disk of .*out is full: .* are left and about .* needed"):
+        make(image_folder, out)
 
 
 def test_a_stopped_build_ends_its_workers_and_goes_on(image_folder: Path, whole: Path, tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import simplejpeg
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from mae_pipe.data import jpeg
+from mae_pipe.data.refusal import Refusal
 from mae_pipe.data.sample import Encoding
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # no other decoder is ever tried
@@ -33,11 +33,6 @@ UPRIGHT = {  # what makes an image of each EXIF orientation upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-EOI = b"\xff\xd9"
-
-
-class Refusal(Exception):
-    """Why an image is not admitted, in a few words."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +101,7 @@ def _admit(data: bytes, wishes: Wishes) -> Admitted:
     kind = "JPEG" if image.format == "MPO" else str(image.format)
     turned = _orientation(image)
     if kind == "JPEG":
-        data, picture = _jpeg(data, image, converted)
+        data, picture = jpeg.checked(data, image, converted)
     else:
         picture = _other(data, image, kind, converted)
     if turned != 1:
@@ -141,67 +136,6 @@ def sums(picture: Image.Image) -> Sums:
     if len(values) == 1:
         values, squares = values * 3, squares * 3
     return Sums(picture.width * picture.height, tuple(values), tuple(squares))
-
-
-def _jpeg(data: bytes, image: Image.Image, converted: list[str]) -> tuple[bytes, Image.Image]:
-    """A JPEG's bytes, mended where that loses nothing, and its picture.
-
-    libjpeg goes on after damage and only warns, so its warnings count as errors here.
-    """
-    space = {"RGB": "RGB", "L": "GRAY"}.get(image.mode, "CMYK")
-    try:
-        pixels = simplejpeg.decode_jpeg(data, space)
-    except ValueError as error:
-        data, note = _mended(data, error)
-        try:
-            pixels = simplejpeg.decode_jpeg(data, space)
-        except ValueError:
-            raise _damage(error) from None
-        converted.append(note)
-    if space == "CMYK":
-        converted.append("cmyk")
-        return data, Image.open(io.BytesIO(data), formats=("JPEG",)).convert("RGB")  # it knows Adobe's inversion
-    return data, _from_array(pixels, image.mode)
-
-
-def _from_array(pixels: NDArray[np.uint8], mode: str) -> Image.Image:
-    height, width = pixels.shape[:2]
-    return Image.frombuffer(mode, (width, height), pixels, "raw", mode, 0, 1)
-
-
-def _damage(error: ValueError) -> Refusal:
-    text = str(error)
-    if "remature end" in text:
-        return Refusal(f"truncated: {text}")
-    return Refusal(f"damaged: {text}")
-
-
-def _mended(data: bytes, error: ValueError) -> tuple[bytes, str]:
-    """A JPEG without what is only untidy: a missing end marker, padding before a marker."""
-    if "Premature end of JPEG file" in str(error) and not data.endswith(EOI):
-        return data + EOI, "end marker added"
-    if "extraneous bytes before marker" not in str(error):
-        raise _damage(error)
-    if str(error).endswith("0xd9"):  # after the last pixel; anything but padding there means that decoding went astray
-        body = data[: data.rindex(EOI)]
-        return body.rstrip(b"\0").rstrip(b"\xff").rstrip(b"\0") + EOI, "padding removed"
-    return _tidy_header(data), "padding removed"
-
-
-def _tidy_header(data: bytes) -> bytes:
-    """The same JPEG without stray bytes between the segments before its first scan."""
-    out, at = [data[:2]], 2
-    while at + 4 <= len(data):
-        at = data.find(b"\xff", at)
-        if at < 0 or data[at + 1] == 0xDA:
-            break
-        if data[at + 1] in (0x00, 0xFF):
-            at += 1
-            continue
-        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        out.append(data[at:end])
-        at = end
-    return b"".join(out) + data[max(at, 0) :]
 
 
 def _other(data: bytes, image: Image.Image, kind: str, converted: list[str]) -> Image.Image:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import stat
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,10 +21,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from mae_pipe.catalog import Catalog
-from mae_pipe.data.admit import BYTES, Refusal, Sums, Wishes, admit
+from mae_pipe.data.admit import BYTES, Sums, Wishes, admit
+from mae_pipe.data.listing import printable
 from mae_pipe.data.manifest import Refused, SampleIndex, Shard
+from mae_pipe.data.refusal import Refusal
 from mae_pipe.data.sample import ENCODINGS, Placed, Sample, ShardFormat
-from mae_pipe.data.scan import printable
 from mae_pipe.errors import MaePipeError, PluginError
 
 FOLDER = ".parts"
@@ -156,7 +158,20 @@ def _written(format: ShardFormat, path: Path, made: _Making, name: str) -> list[
             f"the shards plugin {name!r} returned {len(places)} places for {len(made.keys)} samples; "
             f"write() must store every sample and return a place for each"
         )
+    _read_back(format, path, places, made.keys, name)
     return places
+
+
+def _read_back(format: ShardFormat, path: Path, places: list[Placed], keys: list[str], name: str) -> None:
+    """Whether what was written is there: a write cut short by a full disk is not always an error."""
+    reader = format.open(path)
+    try:
+        for number, (placed, key) in enumerate(zip(places, keys, strict=True)):
+            data = reader.read(number, placed)
+            if len(data) != placed.size or zlib.crc32(data) != placed.crc32:
+                raise PluginError(f"the shards plugin {name!r} does not read {key!r} as it wrote it to {path}")
+    finally:
+        reader.close()
 
 
 def _read(path: Path) -> bytes:

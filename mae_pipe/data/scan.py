@@ -11,13 +11,11 @@ import hashlib
 import itertools
 import os
 import re
-from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from mae_pipe.data.listing import Listing, key_of, printable
 from mae_pipe.data.manifest import Refused
 from mae_pipe.errors import DataError
 
@@ -41,81 +39,6 @@ READ = (
     "pnm",
 )
 NOT_READ = ("avif", "heic", "heif", "jp2", "jxl", "ico", "svg", "psd")  # images that no decoder here knows
-_NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_/-]")
-
-
-class Strings:
-    """Many strings in one block of memory: millions of paths cost little more than their letters."""
-
-    def __init__(self) -> None:
-        self._bytes = bytearray()
-        self._ends = array("Q")
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, number: int) -> str:
-        start = self._ends[number - 1] if number else 0
-        return os.fsdecode(bytes(self._bytes[start : self._ends[number]]))
-
-    def append(self, text: str) -> None:
-        self._bytes += os.fsencode(text)
-        self._ends.append(len(self._bytes))
-
-
-@dataclass
-class Listing:
-    """The files of one split, in their order.
-
-    Attributes:
-        folder: of the split; ``paths`` are relative to it.
-        prefix: of the folder in the source, for people; "" or "train/".
-        labels: a class number each, or -1.
-        refused: what is no image file, and why.
-    """
-
-    split: str
-    folder: Path
-    prefix: str
-    labelled: bool
-    paths: Strings = field(default_factory=Strings)
-    labels: array[int] = field(default_factory=lambda: array("i"))
-    refused: list[Refused] = field(default_factory=list)
-    renamed: dict[int, str] = field(default_factory=dict)  # keys that had to differ from their path's
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def add(self, path: str, label: int) -> None:
-        self.paths.append(path)
-        self.labels.append(label)
-
-    def refuse(self, path: str, reason: str) -> None:
-        self.refused.append(Refused(path=printable(self.prefix + path), reason=reason))
-
-    def key(self, number: int) -> str:
-        """Unique in the split: the path without its suffix, made of ``[A-Za-z0-9_/-]``."""
-        return self.renamed.get(number) or key_of(self.paths[number])
-
-    def settle_keys(self) -> None:
-        """Give the second, third, ... file of a key the endings -2, -3, ...; call once the listing is whole."""
-        hashes = np.fromiter((hash(key_of(self.paths[n])) for n in range(len(self))), np.int64, len(self))
-        known, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
-
-        def wanted_by_another(key: str) -> bool:
-            place = int(np.searchsorted(known, hash(key)))
-            return place < len(known) and int(known[place]) == hash(key)
-
-        taken: set[str] = set()
-        for number in np.flatnonzero(counts[inverse] > 1).tolist():
-            key = wanted = key_of(self.paths[number])
-            ending = 1
-            while key in taken or (ending > 1 and wanted_by_another(key)):
-                ending += 1
-                key = f"{wanted}-{ending}"
-            taken.add(key)
-            if key != wanted:
-                self.renamed[number] = key
 
 
 @dataclass
@@ -124,16 +47,6 @@ class Source:
 
     classes: list[str]
     splits: list[Listing]
-
-
-def key_of(path: str) -> str:
-    """A path as a sample key, before collisions are settled."""
-    return _NOT_IN_KEYS.sub("_", path[: path.rindex(".")] if "." in path.rpartition("/")[2][1:] else path)
-
-
-def printable(text: str) -> str:
-    """A path as valid Unicode, whatever bytes it is made of."""
-    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def scan(source: Path, splits: Sequence[str] = ()) -> Source:
@@ -146,6 +59,15 @@ def scan(source: Path, splits: Sequence[str] = ()) -> Source:
     whole, shares = _asked(splits)
     if not source.is_dir():
         raise DataError(f"{source} is not a folder; give the folder that holds the images")
+    try:
+        return _scanned(source, whole, shares)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or source} cannot be listed: {error.strerror}; change its permissions, or leave it out"
+        ) from error
+
+
+def _scanned(source: Path, whole: str | None, shares: dict[str, float]) -> Source:
     folders = [] if whole else _split_folders(source)
     if folders and shares:
         raise DataError(
@@ -190,7 +112,7 @@ def _asked(splits: Sequence[str]) -> tuple[str | None, dict[str, float]]:
 
 def _split_folders(source: Path) -> list[str]:
     """The split folders of a source, in their order; none where its folders are classes."""
-    names = [entry.name for entry in _entries(source) if entry.is_dir() and not entry.name.startswith(".")]
+    names = [entry.name for entry in _entries(source) if _is_folder(entry) and not entry.name.startswith(".")]
     found = [name for name in SPLITS if name in names]
     if found and len(found) < len(names) and "train" in found:
         others = ", ".join(sorted(set(names) - set(found))[:3])
@@ -205,7 +127,7 @@ def _classes(folder: Path) -> list[str]:
     return [
         entry.name
         for entry in _entries(folder)
-        if entry.is_dir() and not entry.name.startswith(".") and _holds_images(Path(entry.path))
+        if _is_folder(entry) and not entry.name.startswith(".") and _holds_images(Path(entry.path))
     ]
 
 
@@ -215,7 +137,7 @@ def _holds_images(folder: Path) -> bool:
 
 def _listing(split: str, folder: Path, prefix: str, classes: list[str]) -> Listing:
     numbers = {name: number for number, name in enumerate(classes)}
-    own = {entry.name for entry in _entries(folder) if entry.is_dir()} & set(numbers)
+    own = {entry.name for entry in _entries(folder) if _is_folder(entry)} & set(numbers)
     listing = Listing(split, folder, prefix, labelled=bool(own))
     for path, reason in _files(folder):
         label = numbers.get(path.partition("/")[0], -1) if "/" in path else -1
@@ -232,7 +154,7 @@ def _outside(source: Path, folders: list[str], listing: Listing) -> None:
     """Refuse, by name, what lies beside the split folders."""
     for entry in _entries(source):
         if entry.name not in folders:
-            reason = "a hidden folder" if entry.is_dir() else "beside the split folders, so of no split"
+            reason = "a hidden folder" if _is_folder(entry) else "beside the split folders, so of no split"
             listing.refused.append(Refused(path=printable(entry.name), reason=reason))
 
 
@@ -258,6 +180,20 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return sorted(entries, key=lambda entry: entry.name)
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, say
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
 def _files(folder: Path) -> Iterator[tuple[str, str | None]]:
     """(path relative to ``folder``, None or why it is not read) of everything below, sorted folder by folder."""
     stack = [(folder, "", frozenset({_identity(folder)}))]
@@ -272,14 +208,14 @@ def _files(folder: Path) -> Iterator[tuple[str, str | None]]:
         for entry in entries:
             path = prefix + entry.name
             if entry.name.startswith("."):
-                yield path, "a hidden folder" if entry.is_dir() else "a hidden file"
-            elif entry.is_dir():
+                yield path, "a hidden folder" if _is_folder(entry) else "a hidden file"
+            elif _is_folder(entry):
                 identity = _identity(Path(entry.path))
                 if identity in above:
                     yield path, "a link to a folder above itself"
                 else:
                     below.append((Path(entry.path), f"{path}/", above | {identity}))
-            elif not entry.is_file():
+            elif not _is_file(entry):
                 yield path, "a broken link" if entry.is_symlink() else "not a regular file"
             elif (ending := entry.name.rpartition(".")[2].lower()) in READ:
                 yield path, None
