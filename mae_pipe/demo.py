@@ -237,9 +237,10 @@ def _table(found: Sequence[outcome.Result]) -> Table:
     """The results as a person reads them, narrow enough for 80 columns."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
-    for heading in ("top-1", "labels a class", "evaluated on"):
+    for heading in ("top-1", "labels", "evaluated on"):
         table.add_column(heading, justify="right", no_wrap=True)
     for result in found:
         top1 = f"[bold]{100 * result.top1:.1f} %[/] ± {100 * result.margin:.1f}"
-        table.add_row(result.name, top1, str(result.labels_per_class or "all"), f"{result.images:,} images")
+        labels = f"{result.labels_per_class} a class" if result.labels_per_class else "all"
+        table.add_row(result.name, top1, labels, f"{result.images:,} images")
     return table
