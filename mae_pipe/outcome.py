@@ -30,8 +30,8 @@ class Result:
     def name(self) -> str:
         """For a person."""
         if self.task == "probe":
-            return "linear probe, pretrained encoder" if self.pretrained else "linear probe, untrained encoder"
-        return "finetuned from pretrained weights" if self.pretrained else "finetuned from scratch"
+            return "linear probe, pretrained" if self.pretrained else "linear probe, untrained"
+        return "finetuned, pretrained" if self.pretrained else "finetuned, from scratch"
 
     @property
     def margin(self) -> float:
@@ -100,7 +100,7 @@ def verdict(found: Sequence[Result], train: Sequence[Row] = ()) -> str:
         said = " and ".join(f"{words[a.task]} from {100 * a.top1:.1f} % to {100 * b.top1:.1f} %" for a, b in pairs)
         if pays(found):
             return f"Pretraining pays: it takes {said}."
-        if all(b.top1 <= a.top1 for a, b in pairs):
+        if all(b.top1 < a.top1 for a, b in pairs):
             return f"Pretraining did not pay here: it took {said}."
         return f"Pretraining did not pay clearly here: it took {said}."
     if found:
