@@ -96,23 +96,26 @@ def downstream(
     task = Classification.from_recipe(recipe, pretrained, weights, catalog, classes=len(classes))
     # A frozen encoder is saved as it was read: inside the engine it may be rounded to bfloat16.
     untouched = {f"encoder.{n}": w.clone() for n, w in task.encoder.state_dict().items()} if task.frozen else {}
+    trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    folder.make_room(trained, keep=recipe.saving.keep_last)
     engine = Engine(task, groups_of(task, recipe), recipe, micro_batch=plan.micro_batch)
     start = 0 if checkpoint is None else folder.restore(engine, checkpoint)
     journal = Journal(out, active=here.rank == 0)
     journal.cut(start)
 
     def measure(step: int) -> dict[str, float]:
-        agree_on_buffers(engine.task)
+        agree_on_buffers(task.head)
         metrics = evaluate(engine, held_out)
         journal.write("eval", step, split=recipe.eval_split, images=held_out.images, **metrics)
         return metrics
 
     def save(step: int) -> None:
-        agree_on_buffers(engine.task)
+        agree_on_buffers(task.head)
         folder.save(engine, step, keep=recipe.saving.keep_last)
         whole = engine.weights()
         if here.rank == 0:
             metadata = {"step": step, "recipe": recipe.model_dump(mode="json"), "classes": classes}
+            metadata["encoder"] = pretrained.encoder.model_dump(mode="json")
             folder.save_weights(MODEL, {**whole, **untouched}, metadata)
 
     def after_step(step: int) -> None:

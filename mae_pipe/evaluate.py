@@ -69,14 +69,15 @@ def evaluate(model: Model, source: Images) -> dict[str, float]:
     return {name: total / count for name, total in zip(names, totals, strict=True)}
 
 
-def agree_on_buffers(task: nn.Module) -> None:
+def agree_on_buffers(part: nn.Module) -> None:
     """Make every rank's buffers their mean, such as batch norm's running statistics. All ranks call it.
 
-    Each rank has seen other images; without it, every rank would measure another model.
+    Each rank has seen other images; without it, every rank would measure another model. Only for what
+    differs between ranks: the mean of three equal tables is off by a rounding.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
-    for buffer in task.buffers():
+    for buffer in part.buffers():
         if buffer.is_floating_point():
             dist.all_reduce(buffer)
             buffer.div_(dist.get_world_size())

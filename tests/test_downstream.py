@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,7 +27,7 @@ from mae_pipe.cli.downstream import probe as probe_command
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import open_stream
 from mae_pipe.downstream import Result, downstream, few, folder_of, groups_of, inherit
-from mae_pipe.errors import DataError, RunError
+from mae_pipe.errors import DataError, DiskError, RunError
 from mae_pipe.sharding import build
 from mae_pipe.tasks import Pretraining
 
@@ -156,6 +158,38 @@ def test_a_stopped_finetuning_goes_on_to_the_same_model(run: Path, shards: Path)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     finished = downstream(run, tuned, catalog=Catalog(), out=half)  # nothing is left to train
     assert finished.metrics == first.metrics
+
+
+def test_a_saved_model_says_all_that_it_takes_to_build_it(run: Path, shards: Path) -> None:
+    downstream(run, chosen("finetune", "labels_per_class=2", "schedule.epochs=3"), catalog=Catalog())
+    path = run / "finetune-2" / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        said = {name: json.loads(text) for name, text in file.metadata().items() if name != "format"}
+    settings = recipe.parse(said["recipe"], str(path))
+    assert isinstance(settings, recipe.Downstream)
+    shape = recipe.Pretrain(data=settings.data, encoder=recipe.EncoderShape(**said["encoder"]))
+    task = Classification.from_recipe(settings, shape, None, Catalog(), classes=len(said["classes"]))
+    task.load_state_dict(load_file(path))
+    assert said["classes"] == CLASSES
+
+
+def test_ranks_average_what_the_head_counts_and_never_the_encoders_positions(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    averaged: set[str] = set()
+    monkeypatch.setattr(
+        "mae_pipe.downstream.agree_on_buffers", lambda part: averaged.update(n for n, _ in part.named_buffers())
+    )
+    downstream(run, chosen("probe", "schedule.epochs=1"), catalog=Catalog())
+    assert {name.rpartition(".")[2] for name in averaged} == {"running_mean", "running_var", "num_batches_tracked"}
+
+
+def test_a_disk_that_cannot_hold_the_checkpoints_is_refused_before_a_step(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mae_pipe.runs.shutil.disk_usage", lambda path: SimpleNamespace(free=5))
+    with pytest.raises(DiskError, match="keep_last"):
+        downstream(run, chosen("finetune", "labels_per_class=2", "schedule.epochs=3"), catalog=Catalog())
 
 
 def test_another_encoder_in_the_same_folder_is_refused(run: Path) -> None:
