@@ -7,6 +7,8 @@ unpickling, float32 gradient sums.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import warnings
@@ -44,7 +46,7 @@ class Engine:
             self.device = torch.device("cpu")
         deepspeed = _deepspeed()
         task.to(self.device)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # prints of memory, without end
             warnings.simplefilter("ignore")
             self._engine, self._optimizer, _, _ = deepspeed.initialize(
                 model=task,
@@ -169,8 +171,7 @@ def _config(recipe: Recipe, micro_batch: int) -> dict[str, Any]:
     }
     if choice.precision == "bf16":
         config["bf16"] = {"enabled": True}
-        if choice.zero >= 2:
-            config["data_types"] = {"grad_accum_dtype": "fp32"}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}  # 256 micro-batches: error 1.4e-3, in bf16 1.5e-2
     return config
 
 
