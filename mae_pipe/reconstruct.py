@@ -15,9 +15,10 @@ from torch import Tensor
 from mae_pipe import pictures, runs
 from mae_pipe.catalog import Catalog
 from mae_pipe.data import decode
-from mae_pipe.data.admit import Refusal, admit
+from mae_pipe.data.admit import admit
 from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.order import Share
+from mae_pipe.data.refusal import Refusal
 from mae_pipe.data.sample import Stored
 from mae_pipe.data.stream import Batch, Shelf, Stream
 from mae_pipe.errors import DataError, RunError
