@@ -88,12 +88,13 @@ def downstream(
     share = Share(here.rank, here.world, Plan.of(recipe, 1, here.world).micro_batch)
     classes, stream, held_out = open_splits(shards, recipe, share, catalog)
     plan = Plan.of(recipe, stream.images, here.world)
+    # Before the folder is made: a plugin that is not there should leave nothing behind.
+    task = Classification.from_recipe(recipe, pretrained, weights, catalog, classes=len(classes))
     folder = Run(out, rank=here.rank)
     about = {"pretrained": str(run.resolve()), "from_scratch": from_scratch, "encoder_fingerprint": fingerprint}
     about |= about_data(shards, recipe.train_split, stream.images, here.world)
     checkpoint = folder.begin(recipe, about, resume=resume)
 
-    task = Classification.from_recipe(recipe, pretrained, weights, catalog, classes=len(classes))
     # A frozen encoder is saved as it was read: inside the engine it may be rounded to bfloat16.
     untouched = {f"encoder.{n}": w.clone() for n, w in task.encoder.state_dict().items()} if task.frozen else {}
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)

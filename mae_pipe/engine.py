@@ -40,7 +40,6 @@ class Engine:
         here = launch.join()
         self.rank, self.world = here.rank, here.world
         if torch.cuda.is_available():
-            torch.cuda.set_device(here.local_rank)
             self.device = torch.device("cuda", here.local_rank)
         else:
             self.device = torch.device("cpu")
@@ -102,7 +101,8 @@ class Engine:
 
     def load(self, folder: Path) -> None:
         """Read what ``save`` wrote, on as many ranks and at the same stage. All ranks call it."""
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag=STATE)
+        with contextlib.redirect_stdout(io.StringIO()):
+            loaded, _ = self._engine.load_checkpoint(str(folder), tag=STATE)
         if loaded is None:
             raise RuntimeError(f"DeepSpeed found no state in {folder}")
 

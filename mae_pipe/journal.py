@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +22,11 @@ class Journal:
     def __init__(self, folder: Path, *, active: bool = True) -> None:
         self.folder, self.active = folder, active
         self._board: SummaryWriter | None = None
+        self._start = 0
 
     def cut(self, step: int) -> None:
         """Forget the rows after ``step``: a resumed run writes them again."""
+        self._start = step
         path = self.folder / NAME
         if self.active and path.is_file():
             kept = []
@@ -36,14 +39,15 @@ class Journal:
             write_whole(path, b"".join(kept))
 
     def write(self, kind: str, step: int, **values: float | int | str) -> None:
-        """One row; numbers go to TensorBoard too."""
+        """One row; numbers go to TensorBoard too. What JSON has no word for, NaN and infinity, is null."""
         if not self.active:
             return
-        row = {"kind": kind, "step": step, **values, "time": round(time.time(), 3)}
+        known = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in values.items()}
+        row = {"kind": kind, "step": step, **known, "time": round(time.time(), 3)}
         with writing(self.folder), (self.folder / NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         with writing(self.folder):
-            for name, value in values.items():
+            for name, value in known.items():
                 if isinstance(value, int | float):
                     self._writer().add_scalar(f"{kind}/{name}", value, step)
 
@@ -56,5 +60,5 @@ class Journal:
         if self._board is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(self.folder / "tensorboard"))
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self._start + 1)
         return self._board

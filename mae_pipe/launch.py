@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from mae_pipe.errors import RunError
+from mae_pipe.errors import RunError, TrainingError
 
 TIMEOUT = timedelta(minutes=10)  # for one collective: a lost rank ends the job instead of hanging it
 SLURM_PORT = 29500
@@ -56,7 +61,10 @@ def join() -> Place:
     os.environ.setdefault("LOCAL_RANK", str(here.local_rank))  # DeepSpeed asks for it
     if dist.is_initialized():
         return here
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "nccl"
+        torch.cuda.set_device(here.local_rank)  # before the first collective, or all ranks take the first card
     if here.world == 1:
         dist.init_process_group(
             backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1, timeout=TIMEOUT
@@ -65,7 +73,8 @@ def join() -> Place:
     if "MASTER_ADDR" not in os.environ:
         nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_NODELIST", "127.0.0.1")
         os.environ["MASTER_ADDR"] = first_host(nodes)
-    os.environ.setdefault("MASTER_PORT", str(SLURM_PORT))
+    job = int(os.environ.get("SLURM_JOB_ID", "0"))  # two jobs on one node want two ports
+    os.environ.setdefault("MASTER_PORT", str(SLURM_PORT + job % 1000))
     os.environ.setdefault("RANK", str(here.rank))
     os.environ.setdefault("WORLD_SIZE", str(here.world))
     try:
@@ -79,7 +88,10 @@ def join() -> Place:
 
 
 def spawn(processes: int, arguments: list[str]) -> int:
-    """Run ``mae-pipe ARGUMENTS`` in so many processes on this machine (torchrun); the first failure's exit code."""
+    """Run ``mae-pipe ARGUMENTS`` in so many processes on this machine (torchrun); the first failure's exit code.
+
+    SIGTERM and SIGUSR1 are handed on, so that the processes save and end with ``Stopped.exit_code``.
+    """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -96,16 +108,49 @@ def spawn(processes: int, arguments: list[str]) -> int:
         "run_id": f"mae-pipe-{os.getpid()}",
         "max_restarts": 0,
         "monitor_interval": 0.1,
+        "signals_to_handle": "SIGINT,SIGHUP,SIGQUIT",  # on SIGTERM it would end the job instead of letting it save
     }
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     try:
-        elastic_launch(LaunchConfig(**settings), sys.executable)("-m", "mae_pipe", *arguments)
+        with _handing_on(signal.SIGTERM, signal.SIGUSR1):
+            elastic_launch(LaunchConfig(**settings), sys.executable)("-m", "mae_pipe", *arguments)
     except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
-        return code if code > 0 else 128 - code
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:
+            return int(failure.exitcode)
+        raise TrainingError(
+            f"process {rank} was killed by {signal.Signals(-failure.exitcode).name}, as the system does when memory "
+            "runs out; lower data.micro_batch or --nproc if so; the same command goes on from the last checkpoint"
+        ) from error
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
+
+
+@contextmanager
+def _handing_on(*numbers: signal.Signals) -> Iterator[None]:
+    """Send these signals on to the child processes."""
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        for listed in Path("/proc/self/task").glob("*/children"):
+            for child in listed.read_text().split():
+                with suppress(ProcessLookupError):
+                    os.kill(int(child), number)
+
+    old = {number: signal.signal(number, hand_on) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def meet() -> None:
+    """Wait until every rank is here."""
+    import torch.distributed as dist
+
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
 
 
 def agree(flag: bool, device: Any) -> bool:

@@ -58,10 +58,15 @@ def pretrain(
 
     def save(step: int) -> None:
         run.save(engine, step, keep=recipe.saving.keep_last)
+        write_weights(step)
+
+    def write_weights(step: int) -> None:
         weights = engine.weights()
         if here.rank == 0:
             save_weights(run, recipe, weights, step)
 
+    if start == plan.steps:  # it may have been killed between its last checkpoint and its weights
+        write_weights(start)
     every = plan.steps_of(recipe.logging.pictures_every_epochs)
     draw = RunPictures.of(out, shards, recipe, catalog, every=every, last=plan.steps, active=here.rank == 0)
     if start == 0:

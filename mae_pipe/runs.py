@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,10 +22,14 @@ from mae_pipe.data.manifest import NAME as SHARDS_MANIFEST
 from mae_pipe.disk import sync_folder, write_whole, writing
 from mae_pipe.engine import Engine
 from mae_pipe.errors import DiskError, RunError
+from mae_pipe.launch import meet
 from mae_pipe.recipe import Recipe
 
 MANIFEST = "manifest.json"
 FREE = ("about", "logging", "saving", "eval_every_epochs", "data.workers")  # a resumed run may change them
+BEGUN = {"checkpoints", "run.json", ".run.json.tmp", ".recipe.json.tmp"}  # of a run that was killed as it began
+
+T = TypeVar("T")
 
 
 class Run:
@@ -41,11 +47,15 @@ class Run:
             resume: "auto" goes on where there is a checkpoint, "none" wants an empty folder,
                 else the path of a checkpoint.
         """
+        return self._on_rank_0(lambda: self._begin(chosen, about, resume))
+
+    def _on_rank_0(self, work: Callable[[], T]) -> T:
+        """What rank 0's ``work`` gives or raises, on every rank, so that none waits for one that has failed."""
         outcome: list[Any] = [None, None]
         if self.rank == 0:
             try:
-                outcome[0] = self._begin(chosen, about, resume)
-            except Exception as error:  # told to all ranks, so that none waits for this one
+                outcome[0] = work()
+            except Exception as error:
                 outcome[1] = error
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.broadcast_object_list(outcome, 0)
@@ -58,12 +68,17 @@ class Run:
         if old.is_file():
             if resume == "none":
                 raise RunError(f"{self.folder} holds a run already; choose another --out, or --resume auto to go on")
-            self._compare(chosen, about)
-        elif self.folder.is_dir() and any(self.folder.iterdir()):
+            self._compare(chosen, about, self.folder)
+        elif self.folder.is_dir() and {path.name for path in self.folder.iterdir()} - BEGUN:
             raise RunError(f"{self.folder} is not empty and holds no run; choose another --out")
-        found = self.newest() if resume in ("auto", "none") else Path(resume)
-        if found is not None and resume not in ("auto", "none"):
+        if resume in ("auto", "none"):
+            found = self.newest()
+        else:
+            found = Path(resume)
             check(found)
+            if (origin := found.resolve().parents[1]) != self.folder.resolve():
+                read_recipe(origin)
+                self._compare(chosen, about, origin)
         with writing(self.folder):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             for torn in self.checkpoints.glob(".*.tmp"):
@@ -87,45 +102,58 @@ class Run:
         """Refuse to begin what the disk cannot hold: better now than at the first checkpoint.
 
         AdamW's state and the float32 weights take 14 bytes a parameter in each of ``keep`` checkpoints
-        and the one being written; the plain weights beside them 8.
+        and the one being written; the plain weights beside them 8. All ranks call it.
         """
-        needed = parameters * (14 * (keep + 1) + 8)
-        free = shutil.disk_usage(self.folder).free
-        if self.rank == 0 and free < needed:
-            raise DiskError(
-                f"{self.folder} has {free / 1e6:,.1f} MB free and {keep + 1} checkpoints of {parameters / 1e6:.1f} M "
-                f"parameters take {needed / 1e6:,.1f} MB; free some space, choose another folder, or lower "
-                "saving.keep_last"
-            )
 
-    def _compare(self, chosen: Recipe, about: dict[str, Any]) -> None:
-        """Refuse to go on with another recipe or other data, naming what differs."""
-        before = flat(json.loads((self.folder / "recipe.json").read_text()))
+        def compare() -> None:
+            held = sum(path.stat().st_size for path in self.folder.rglob("*") if path.suffix in (".pt", ".safetensors"))
+            needed = parameters * (14 * (keep + 1) + 8) - held
+            free = shutil.disk_usage(self.folder).free
+            if free < needed:
+                raise DiskError(
+                    f"{self.folder} has {free / 1e6:,.1f} MB free and {keep + 1} checkpoints of "
+                    f"{parameters / 1e6:.1f} M parameters take {needed / 1e6:,.1f} MB more; free some space, choose "
+                    "another folder, or lower saving.keep_last"
+                )
+
+        self._on_rank_0(compare)
+
+    def _compare(self, chosen: Recipe, about: dict[str, Any], folder: Path) -> None:
+        """Refuse to go on with another recipe or other data than the run's in ``folder``, naming what differs."""
+        before = flat(json.loads((folder / "recipe.json").read_text()))
         now = flat(json.loads(_json(chosen.model_dump(mode="json"))))
         names = [n for n in sorted({*before, *now}) if before.get(n) != now.get(n) and not n.startswith(FREE)]
         if names:
             said = "; ".join(f"{n} was {before.get(n)!r}, now {now.get(n)!r}" for n in names[:4])
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""
             raise RunError(
-                f"{self.folder} is a run of another recipe: {said}{more}; give that recipe, or choose another --out"
+                f"{folder} is a run of another recipe: {said}{more}; give that recipe, or choose another --out"
             )
-        record = json.loads((self.folder / "run.json").read_text())
+        record = json.loads((folder / "run.json").read_text())
         for name in ("shards_fingerprint", "split", "world", "encoder_fingerprint"):
             if name in about and record.get(name) != about[name]:
                 raise RunError(
-                    f"{self.folder} is a run with another {name.replace('_', ' ')} ({record.get(name)!r}, now "
+                    f"{folder} is a run with another {name.replace('_', ' ')} ({record.get(name)!r}, now "
                     f"{about[name]!r}); give the one it began with, or choose another --out"
                 )
 
     def newest(self) -> Path | None:
         """The newest checkpoint that is whole; damaged ones are named on stderr and passed over."""
-        for path in sorted(self.checkpoints.glob("step-*"), reverse=True):
+        found = sorted(self.checkpoints.glob("step-*"), reverse=True)
+        for path in found:
             try:
                 check(path)
             except RunError as error:
-                print(f"mae-pipe: {error}; going back to the one before", file=sys.stderr)
+                print(f"mae-pipe: {error}", file=sys.stderr)
                 continue
+            if path != found[0]:
+                print(f"mae-pipe: going back to {path}", file=sys.stderr)
             return path
+        if found:  # to begin anew would look as if nothing had happened
+            raise RunError(
+                f"{self.folder} has no checkpoint that is whole; choose another --out, or delete {self.checkpoints} "
+                "to begin anew"
+            )
         return None
 
     def save(self, engine: Engine, step: int, *, keep: int) -> None:
@@ -136,9 +164,9 @@ class Run:
             if self.rank == 0:
                 shutil.rmtree(new, ignore_errors=True)
                 new.mkdir(parents=True)
-            _wait()
+            meet()
             engine.save(new)
-            _wait()
+            meet()
             if self.rank == 0:
                 files = {str(p.relative_to(new)): _hash(p) for p in sorted(new.rglob("*")) if p.is_file()}
                 record = {"step": step, "world": engine.world, "zero": engine.stage, "files": files}
@@ -148,18 +176,24 @@ class Run:
                 sync_folder(self.checkpoints)
                 for old in sorted(self.checkpoints.glob("step-*"), reverse=True)[keep:]:
                     shutil.rmtree(old)
-            _wait()
+            meet()
 
     def restore(self, engine: Engine, checkpoint: Path) -> int:
-        """Load a checkpoint, whole and checked; returns its step. All ranks call it."""
-        record = check(checkpoint)
+        """Load a checkpoint that ``begin`` gave; returns its step. All ranks call it."""
+        record = _record(checkpoint)
         if (record["world"], record["zero"]) != (engine.world, engine.stage):
             raise RunError(
                 f"{checkpoint} was written by {record['world']} processes at ZeRO stage {record['zero']}, this is "
                 f"{engine.world} at stage {engine.stage}; resume with --nproc {record['world']} and engine.zero="
                 f"{record['zero']}"
             )
-        engine.load(checkpoint)
+        try:
+            engine.load(checkpoint)
+        except pickle.UnpicklingError as error:
+            raise RunError(
+                f"the checkpoint {checkpoint} holds more than numbers, and loading that could run a program; "
+                "take one that mae-pipe wrote"
+            ) from error
         return int(record["step"])
 
     def save_weights(self, name: str, weights: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
@@ -170,6 +204,17 @@ class Run:
 
 def check(checkpoint: Path) -> dict[str, Any]:
     """A checkpoint's record, after every file in it was compared with its sha256."""
+    record = _record(checkpoint)
+    for name, digest in record["files"].items():
+        if not (checkpoint / name).is_file():
+            raise RunError(f"the checkpoint {checkpoint} is damaged: {name} is missing")
+        if _hash(checkpoint / name) != digest:
+            raise RunError(f"the checkpoint {checkpoint} is damaged: {name} does not have its sha256")
+    return record
+
+
+def _record(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint's manifest says."""
     path = checkpoint / MANIFEST
     if not path.is_file():
         raise RunError(
@@ -177,15 +222,11 @@ def check(checkpoint: Path) -> dict[str, Any]:
         )
     try:
         record: dict[str, Any] = json.loads(path.read_text())
-        files = record["files"]
-    except (ValueError, KeyError) as error:
-        raise RunError(f"the checkpoint {checkpoint} is damaged: its {MANIFEST} cannot be read") from error
-    for name, digest in files.items():
-        if not (checkpoint / name).is_file():
-            raise RunError(f"the checkpoint {checkpoint} is damaged: {name} is missing")
-        if _hash(checkpoint / name) != digest:
-            raise RunError(f"the checkpoint {checkpoint} is damaged: {name} does not have its sha256")
-    return record
+        if {"step", "world", "zero", "files"} <= record.keys():
+            return record
+    except (ValueError, AttributeError):
+        pass
+    raise RunError(f"the checkpoint {checkpoint} is damaged: its {MANIFEST} cannot be read")
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -231,8 +272,3 @@ def _json(values: dict[str, Any]) -> bytes:
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _wait() -> None:
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.barrier()

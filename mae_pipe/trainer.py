@@ -16,7 +16,7 @@ from mae_pipe.data.stream import Batch
 from mae_pipe.engine import Engine
 from mae_pipe.errors import Stopped, TrainingError
 from mae_pipe.journal import Journal
-from mae_pipe.launch import agree
+from mae_pipe.launch import agree, meet
 from mae_pipe.live import Live
 from mae_pipe.optim import Plan
 from mae_pipe.seeding import key
@@ -58,7 +58,8 @@ def train(
     meter = _Meter(engine, plan)
     noise = key(seed, f"noise/{engine.rank}")
     bad = 0
-    with closing(source.batches(start * plan.global_batch)) as batches, _asked_to_stop() as asked:  # type: ignore[type-var]
+    stream = source.batches(start * plan.global_batch)
+    with closing(stream) as batches, _asked_to_stop() as asked, _naming_a_lost_rank(engine):  # type: ignore[type-var]
         for step in range(start, plan.steps):
             lr = plan.lr(step)
             torch.manual_seed((noise + step) % 2**63)
@@ -78,6 +79,8 @@ def train(
                     f"skipped; lower optimizer.base_lr or set optimizer.clip, and resume from the last checkpoint"
                 )
             done = step + 1
+            # One number more over all ranks, where the engine has just waited for the device anyhow.
+            stop = agree(asked(), engine.device)
             told = done % log_every == 0 or done == plan.steps
             if told:
                 numbers = meter.read(done)
@@ -94,10 +97,9 @@ def train(
                 if after_step is not None:
                     after_step(done)
                     engine.train()
-                # Only at these steps do all ranks ask each other; in between none waits for another.
-                stop = (told or engine.world == 1) and agree(asked(), engine.device)
                 if done % save_every == 0 or done == plan.steps or stop:
                     save(done)
+                    meet()  # whoever ends first must not have the others ended in the middle of writing
             if stop and done < plan.steps:
                 raise Stopped(f"asked to stop: step {done} is saved; the same command goes on from there")
 
@@ -150,6 +152,20 @@ class _Meter:
         }
         self._clear()
         return numbers
+
+
+@contextmanager
+def _naming_a_lost_rank(engine: Engine) -> Iterator[None]:
+    """Turn what a collective says when another process is gone into a sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if engine.world > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise TrainingError(
+                f"process {engine.rank} of {engine.world} lost another one or waited for it in vain: see what that one "
+                "said; the same command goes on from the last checkpoint"
+            ) from error
+        raise
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from mae_pipe.cli.downstream import probe as probe_command
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import open_stream
 from mae_pipe.downstream import Result, downstream, few, folder_of, groups_of, inherit
-from mae_pipe.errors import DataError, DiskError, RunError
+from mae_pipe.errors import DataError, DiskError, PluginError, RunError
 from mae_pipe.sharding import build
 from mae_pipe.tasks import Pretraining
 
@@ -182,6 +182,12 @@ def test_ranks_average_what_the_head_counts_and_never_the_encoders_positions(
     )
     downstream(run, chosen("probe", "schedule.epochs=1"), catalog=Catalog())
     assert {name.rpartition(".")[2] for name in averaged} == {"running_mean", "running_var", "num_batches_tracked"}
+
+
+def test_a_head_that_is_not_there_leaves_no_folder_behind(run: Path) -> None:
+    with pytest.raises(PluginError, match="did you mean 'linear'"):
+        downstream(run, chosen("probe", "head.name=liner"), catalog=Catalog())
+    assert not (run / "probe").exists()
 
 
 def test_a_disk_that_cannot_hold_the_checkpoints_is_refused_before_a_step(

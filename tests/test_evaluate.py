@@ -57,7 +57,8 @@ class Ranks:
     """torch.distributed for one process that plays every rank in turn: first all put in, then all get the sum."""
 
     def __init__(self, world: int) -> None:
-        self.world, self.sums, self.given = world, [], False
+        self.world, self.given = world, False
+        self.sums: list[Tensor] = []
 
     def is_initialized(self) -> bool:
         return True

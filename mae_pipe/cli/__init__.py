@@ -60,6 +60,7 @@ class _Verbs(click.Group):
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="mae-pipe")
+@click.option("--local_rank", hidden=True, expose_value=False, type=int)  # the deepspeed launcher puts it first
 def _group() -> None:
     """From a folder of images to a pretrained, finetuned, probed and reported masked autoencoder."""
 

@@ -31,7 +31,6 @@ def _options(task: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         click.option("--resume", default="auto", show_default=True, help="auto, none, or the path of a checkpoint."),
         click.option("--nproc", type=click.IntRange(min=1), help="Processes to start on this machine."),
         click.option("--plugin", "plugins", multiple=True, type=path, help="A Python file with plugins."),
-        click.option("--local_rank", "--local-rank", hidden=True, type=int, help="Given by the deepspeed launcher."),
     ]
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -75,7 +74,6 @@ def _run(
     resume: str,
     nproc: int | None,
     plugins: tuple[Path, ...],
-    local_rank: int | None,
 ) -> None:
     from mae_pipe import launch, runs
     from mae_pipe import recipe as recipes

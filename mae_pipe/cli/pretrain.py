@@ -17,7 +17,6 @@ import click
 @click.option("--resume", default="auto", show_default=True, help="auto, none, or the path of a checkpoint.")
 @click.option("--nproc", type=click.IntRange(min=1), help="Processes to start on this machine.")
 @click.option("--plugin", "plugins", multiple=True, type=click.Path(path_type=Path), help="A Python file with plugins.")
-@click.option("--local_rank", "--local-rank", hidden=True, type=int, help="Given by the deepspeed launcher.")
 def pretrain(
     recipe: str,
     shards: Path,
@@ -27,7 +26,6 @@ def pretrain(
     resume: str,
     nproc: int | None,
     plugins: tuple[Path, ...],
-    local_rank: int | None,
 ) -> None:
     """Pretrain a masked autoencoder on shards.
 

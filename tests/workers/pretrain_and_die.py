@@ -44,7 +44,7 @@ def main() -> None:
     def seen(step: int, batch: Batch, loss: torch.Tensor) -> None:
         scores = sampler.scores(batch.pixels, _grid(mae), Rng(key(mae.seed, "mask"), batch.positions))
         hidden = Mask.from_scores(scores, mae.mask.ratio).hidden.tolist()
-        row = {"step": step, "numbers": batch.numbers.tolist(), "hidden": hidden, "loss": loss.item().hex()}
+        row = {"step": step, "numbers": batch.numbers.tolist(), "hidden": hidden, "loss": float(loss).hex()}
         with log.open("a") as file:
             file.write(json.dumps(row) + "\n")
         if step == death:
