@@ -225,9 +225,10 @@ def _downstream(chosen: study.Study, run: Path, say: _Narrator) -> None:
     from mae_pipe.downstream import downstream
 
     for name, changes in ((chosen.probe, chosen.probe_changes), (chosen.finetune, chosen.finetune_changes)):
-        recipe = recipes.load(name, changes)
-        assert isinstance(recipe, recipes.Downstream)
         for from_scratch in (True, False):
+            # Layer decay keeps what pretraining put into the lower layers; from scratch it would only hold them back.
+            recipe = recipes.load(name, (*changes, "optimizer.layer_decay=1.0") if from_scratch else changes)
+            assert isinstance(recipe, recipes.Downstream)
             reached = downstream(run, recipe, catalog=Catalog(), from_scratch=from_scratch, console=say.console)
             start = "an untrained" if from_scratch else "the pretrained"
             say(f"{recipe.task} of {start} encoder: {100 * reached.metrics['top1']:.1f} % of {reached.images:,} images")

@@ -153,13 +153,39 @@ def meet() -> None:
         dist.barrier()
 
 
-def agree(flag: bool, device: Any) -> bool:
-    """Whether any rank says so; all ranks must ask."""
-    import torch
-    import torch.distributed as dist
+class Consensus:
+    """Whether any rank says so, told one call later: nobody waits, neither for the others nor for a device.
 
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return flag
-    said = torch.tensor(int(flag), device=device)
-    dist.all_reduce(said, op=dist.ReduceOp.MAX)
-    return bool(said.item())
+    The numbers travel between the processors while the step goes on. All ranks make and ask it together.
+    """
+
+    def __init__(self) -> None:
+        import torch.distributed as dist
+
+        alone = not dist.is_initialized() or dist.get_world_size() == 1
+        self._group: Any = None if alone else dist.new_group(backend="gloo", timeout=TIMEOUT)
+        self._asked: tuple[Any, Any] | None = None  # the number and what to wait for
+
+    def __call__(self, flag: bool) -> bool:
+        """Say ``flag``; what all said in the call before (alone: what was just said)."""
+        import torch
+        import torch.distributed as dist
+
+        if self._group is None:
+            return flag
+        answer = self._answer()
+        said = torch.tensor(int(flag))
+        self._asked = said, dist.all_reduce(said, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return answer
+
+    def _answer(self) -> bool:
+        if self._asked is None:
+            return False
+        said, sent = self._asked
+        sent.wait()
+        self._asked = None
+        return bool(said)
+
+    def close(self) -> None:
+        """Wait for what is under way."""
+        self._answer()

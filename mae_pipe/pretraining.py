@@ -45,10 +45,11 @@ def pretrain(
         shards, split, recipe.data, seed=recipe.seed, share=Share(here.rank, here.world, micro), catalog=catalog
     )
     plan = Plan.of(recipe, stream.images, here.world)
+    # Before the folder is made: a plugin that is not there should leave nothing behind.
+    task = Pretraining.from_recipe(recipe, catalog)
     run = Run(out, rank=here.rank)
     checkpoint = run.begin(recipe, about_data(shards, split, stream.images, here.world), resume=resume)
 
-    task = Pretraining.from_recipe(recipe, catalog)
     run.make_room(sum(p.numel() for p in task.parameters()), keep=recipe.saving.keep_last)
     groups = parameter_groups(task.named_parameters(), weight_decay=recipe.optimizer.weight_decay)
     engine = Engine(task, groups, recipe, micro_batch=plan.micro_batch)

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save as to_safetensors
 
 from mae_pipe import __version__, recipe
 from mae_pipe.data.manifest import NAME as SHARDS_MANIFEST
@@ -24,6 +23,7 @@ from mae_pipe.engine import Engine
 from mae_pipe.errors import DiskError, RunError
 from mae_pipe.launch import meet
 from mae_pipe.recipe import Recipe
+from mae_pipe.weights import to_safetensors
 
 MANIFEST = "manifest.json"
 FREE = ("about", "logging", "saving", "eval_every_epochs", "data.workers")  # a resumed run may change them
@@ -198,8 +198,7 @@ class Run:
 
     def save_weights(self, name: str, weights: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
         """Write ``name`` (.safetensors); every metadata value is JSON. Rank 0 only."""
-        content = to_safetensors(weights, {"format": "pt", **{k: json.dumps(v) for k, v in metadata.items()}})
-        write_whole(self.folder / name, content)
+        write_whole(self.folder / name, to_safetensors(weights, metadata))
 
 
 def check(checkpoint: Path) -> dict[str, Any]:

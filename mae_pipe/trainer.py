@@ -16,7 +16,7 @@ from mae_pipe.data.stream import Batch
 from mae_pipe.engine import Engine
 from mae_pipe.errors import Stopped, TrainingError
 from mae_pipe.journal import Journal
-from mae_pipe.launch import agree, meet
+from mae_pipe.launch import Consensus, meet
 from mae_pipe.live import Live
 from mae_pipe.optim import Plan
 from mae_pipe.seeding import key
@@ -58,6 +58,7 @@ def train(
     meter = _Meter(engine, plan)
     noise = key(seed, f"noise/{engine.rank}")
     bad = 0
+    anyone = Consensus()
     stream = source.batches(start * plan.global_batch)
     with closing(stream) as batches, _asked_to_stop() as asked, _naming_a_lost_rank(engine):  # type: ignore[type-var]
         for step in range(start, plan.steps):
@@ -79,8 +80,7 @@ def train(
                     f"skipped; lower optimizer.base_lr or set optimizer.clip, and resume from the last checkpoint"
                 )
             done = step + 1
-            # One number more over all ranks, where the engine has just waited for the device anyhow.
-            stop = agree(asked(), engine.device)
+            stop = anyone(asked())
             told = done % log_every == 0 or done == plan.steps
             if told:
                 numbers = meter.read(done)
@@ -100,6 +100,8 @@ def train(
                 if done % save_every == 0 or done == plan.steps or stop:
                     save(done)
                     meet()  # whoever ends first must not have the others ended in the middle of writing
+            if done == plan.steps or stop:
+                anyone.close()
             if stop and done < plan.steps:
                 raise Stopped(f"asked to stop: step {done} is saved; the same command goes on from there")
 

@@ -88,3 +88,9 @@ def test_every_rank_of_every_world_is_told_the_same_to_the_last_bit(found: dict[
 def test_running_statistics_become_those_of_all_ranks(found: dict[int, list[dict[str, Any]]]) -> None:
     for world, told in found.items():
         assert [one["mean"] for one in told] == [[(world - 1) / 2] * 2] * world
+
+
+def test_every_rank_stops_at_the_same_step(found: dict[int, list[dict[str, Any]]]) -> None:
+    for world, told in found.items():
+        late = 0 if world == 1 else 1  # among several the answer comes one step later
+        assert [rank["stops"] for rank in told] == [[step >= 2 + late for step in range(5)]] * world

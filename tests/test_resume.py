@@ -142,3 +142,14 @@ def test_a_run_that_the_disk_cannot_hold_does_not_begin(tmp_path: Path) -> None:
     with pytest.raises(DiskError, match="keep_last"):
         Run(tmp_path).make_room(10**15, keep=2)
     Run(tmp_path).make_room(1000, keep=2)
+
+
+def test_a_plugin_that_is_not_there_leaves_no_run_behind(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "mae_pipe", "pretrain", "digits", "--shards", str(finished / "shards")]
+    done = subprocess.run(
+        [*command, "--out", str(out), "--set", "mask.name=blok"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 5
+    assert "blok" in done.stderr
+    assert not out.exists()

@@ -21,6 +21,7 @@ from mae_pipe.classification import Classification
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Batch, open_stream
 from mae_pipe.evaluate import agree_on_buffers, evaluate
+from mae_pipe.launch import Consensus
 
 DATA = recipe.Data(size=16, centre_share=1.0, workers=1)
 RANKS = {1: 4, 2: 3, 3: 8}  # ranks -> images of one rank at once; with 3 x 8 the last rank has padding only
@@ -79,10 +80,19 @@ def rank_of(shards: Path, folder: Path, rank: int, world: int) -> None:
         "task": evaluate(Alone(untrained()), stream),
         "marks": evaluate(Alone(Marks()), stream),
         "mean": norm.running_mean.tolist(),
+        "stops": stops(rank),
     }
     (folder / f"{world}.{rank}.json").write_text(json.dumps(found))
     stream.close()
     dist.destroy_process_group()
+
+
+def stops(rank: int) -> list[bool]:
+    """The last rank is asked to stop in the third of five steps, by which the others may be far ahead."""
+    anyone = Consensus()
+    told = [anyone(rank == dist.get_world_size() - 1 and step >= 2) for step in range(5)]
+    anyone.close()
+    return told
 
 
 def main() -> None:
