@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mae_pipe.contracts import Head as Head
     from mae_pipe.contracts import MaskSampler as MaskSampler
     from mae_pipe.contracts import Target as Target
+    from mae_pipe.contracts import View as View
     from mae_pipe.data.sample import Placed as Placed
     from mae_pipe.data.sample import Sample as Sample
     from mae_pipe.data.sample import ShardFormat as ShardFormat
@@ -44,6 +45,7 @@ _HOME = {
     "ShardFormat": "mae_pipe.data.sample",
     "ShardReader": "mae_pipe.data.sample",
     "Target": "mae_pipe.contracts",
+    "View": "mae_pipe.contracts",
     "patchify": "mae_pipe.patches",
     "plugin": "mae_pipe.catalog",
     "unpatchify": "mae_pipe.patches",

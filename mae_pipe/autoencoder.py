@@ -1,4 +1,4 @@
-"""The asymmetric autoencoder: a timm ViT that sees visible patches only, and a small decoder.
+"""The asymmetric autoencoder: a timm ViT that leaves hidden patches out, and a small decoder.
 
 Legend in ``contracts.py``. Sizes, order and initial weights are the official ones (MAE, He et
 al. 2022), so its state dict maps to the official one name by name (``interop.py``).
@@ -27,11 +27,11 @@ class PatchProjection(nn.Conv2d):
     """The patch embedding's convolution, given patches that are already cut out.
 
     A convolution whose stride is its kernel is a linear map of each patch; as one, it need
-    not see hidden patches. The weight keeps its shape and name [D, 3, P, P].
+    not see hidden patches. The weight keeps its shape and name [D, C, P, P].
     """
 
     def forward(self, patches: Tensor) -> Tensor:
-        """[B, k, 3, P, P] -> [B, k, D]."""
+        """[B, k, C, P, P] -> [B, k, D]."""
         return F.linear(patches.flatten(2).to(self.weight.dtype), self.weight.flatten(1), self.bias)
 
 
@@ -39,20 +39,29 @@ class Encoder(VisionTransformer):
     """A timm ViT with the same state-dict names that can leave hidden patches out.
 
     Args:
-        shape: width, depth, heads, patch side.
-        size: S, pixels.
+        shape: width, depth, heads, patch.
+        size: H and W, pixels.
+        channels: C.
         learned: positions are a parameter that begins as the sin-cos table; else a float32 buffer.
         drop_path: stochastic depth of the last block, rising linearly from 0.
     """
 
     cls_token: nn.Parameter
+    reg_token: nn.Parameter | None  # the class tokens after the first
+    mask_token: nn.Parameter | None
     pos_embed: Tensor  # type: ignore[assignment]
 
-    def __init__(self, shape: EncoderShape, size: int, *, learned: bool, drop_path: float) -> None:
+    def __init__(
+        self, shape: EncoderShape, size: tuple[int, int], *, channels: int, learned: bool, drop_path: float
+    ) -> None:
         super().__init__(
             img_size=size,
-            patch_size=shape.patch,
+            patch_size=shape.sides,
+            in_chans=channels,
             num_classes=0,
+            reg_tokens=shape.class_tokens - 1,
+            qk_norm=shape.qk_norm,
+            init_values=shape.layer_scale,
             global_pool="",
             embed_dim=shape.width,
             depth=shape.depth,
@@ -62,30 +71,42 @@ class Encoder(VisionTransformer):
             norm_layer=LayerNorm,
             weight_init="skip",
         )
-        self.grid = Grid(size // shape.patch, size // shape.patch)
-        self.patch_embed.proj = PatchProjection(3, shape.width, shape.patch, stride=shape.patch)
-        table = sincos_positions(shape.width, self.grid.rows, self.grid.cols).to(self.cls_token.device)
+        self.grid = Grid(size[0] // shape.sides[0], size[1] // shape.sides[1])
+        self.patch_embed.proj = PatchProjection(channels, shape.width, shape.sides, stride=shape.sides)
+        table = sincos_positions(shape.width, self.grid.rows, self.grid.cols, first=shape.class_tokens)
+        table = table.to(self.cls_token.device)
         del self.pos_embed
         if learned:
             self.pos_embed = nn.Parameter(table)
         else:
             self.register_buffer("pos_embed", table)
         nn.init.normal_(self.cls_token, std=0.02)
+        if self.reg_token is not None:
+            nn.init.normal_(self.reg_token, std=0.02)
         initialise(self)
+        # After all else, so that the other first weights are the same with it and without.
+        self.mask_token = nn.Parameter(torch.empty(1, 1, shape.width).normal_(std=0.02)) if shape.mask_tokens else None
         choose_attention(self)
 
     def forward(self, images: Tensor, mask: Mask | None = None) -> Tensor:  # type: ignore[override]
-        """[B, 3, S, S] normalised images -> [B, 1 + V, D] tokens, or [B, 1 + N, D] without a mask.
+        """[B, C, H, W] normalised images -> [B, T + V, D] tokens, or [B, T + N, D] without a mask.
 
-        The class token, then the visible patches in the mask's order; the final norm is applied.
+        The class tokens, then the visible patches in the mask's order, then, with ``mask_tokens`` in
+        the shape, a token for each hidden one; the final norm is applied.
         """
-        cells = _cells(images, self.grid, None if mask is None else mask.visible)  # [B, V, 3, P, P]
-        positions = self.pos_embed[:, 1:]  # [1, N, D]
+        cells = _cells(images, self.grid, None if mask is None else mask.visible)  # [B, V, C, P, P]
+        patches = self.patch_embed.proj(cells)  # [B, V, D]
+        positions = self.pos_embed[:, self.num_prefix_tokens :]  # [1, N, D]
         if mask is not None:
-            positions = positions[0][mask.visible]  # [B, V, D]
-        patches = self.patch_embed.proj(cells) + positions
-        first = (self.cls_token + self.pos_embed[:, :1]).expand(len(images), -1, -1)
-        tokens = torch.cat([first.to(patches.dtype), patches], dim=1).to(self.cls_token.dtype)  # [B, 1 + V, D]
+            known = mask.visible
+            if self.mask_token is not None:
+                hidden = self.mask_token.to(patches.dtype).expand(len(images), mask.hidden.shape[1], -1)
+                patches, known = torch.cat([patches, hidden], dim=1), mask.order  # [B, N, D]
+            positions = positions[0][known]
+        patches = patches + positions
+        tokens = self.cls_token if self.reg_token is None else torch.cat([self.cls_token, self.reg_token], dim=1)
+        first = (tokens + self.pos_embed[:, : self.num_prefix_tokens]).expand(len(images), -1, -1)
+        tokens = torch.cat([first.to(patches.dtype), patches], dim=1).to(self.cls_token.dtype)  # [B, T + V, D]
         for block in self.blocks:
             tokens = block(tokens)
         out: Tensor = self.norm(tokens)
@@ -105,16 +126,29 @@ class Decoder(nn.Module):
         width: D, of the encoder's tokens.
         out: K, numbers predicted a patch.
         grid: the patches of an image.
+        class_tokens: T, of the encoder.
+        mask_tokens: whether hidden patches get a token here; not where the encoder gave them one.
     """
 
+    mask_token: nn.Parameter | None
     pos_embed: Tensor
 
-    def __init__(self, shape: DecoderShape, *, width: int, out: int, grid: Grid) -> None:
+    def __init__(
+        self,
+        shape: DecoderShape,
+        *,
+        width: int,
+        out: int,
+        grid: Grid,
+        class_tokens: int = 1,
+        mask_tokens: bool = True,
+    ) -> None:
         super().__init__()
+        self.class_tokens = class_tokens
         self.embed = nn.Linear(width, shape.width)
-        self.mask_token = nn.Parameter(torch.empty(1, 1, shape.width).normal_(std=0.02))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, shape.width).normal_(std=0.02)) if mask_tokens else None
         positions = sincos_positions(shape.width, grid.rows, grid.cols)
-        self.register_buffer("pos_embed", positions.to(self.mask_token.device))
+        self.register_buffer("pos_embed", positions.to(self.embed.weight.device))
         self.blocks = nn.ModuleList(
             Block(shape.width, shape.heads, shape.mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
             for _ in range(shape.depth)
@@ -125,20 +159,23 @@ class Decoder(nn.Module):
         choose_attention(self)
 
     def forward(self, tokens: Tensor, mask: Mask, *, everywhere: bool = False) -> Tensor:
-        """[B, 1 + V, D] -> [B, M, K], the hidden patches in the mask's order; or [B, N, K], all in place.
+        """[B, T + V, D] -> [B, M, K], the hidden patches in the mask's order; or [B, N, K], all in place.
 
         Attention does not care for the order of tokens, so they stay as the mask sorts them,
         visible before hidden, and are never put back in place before the end.
         """
-        known = self.embed(tokens)  # [B, 1 + V, Dd]
+        known = self.embed(tokens)  # [B, T + V, Dd], or T + N
         places = self.pos_embed[0, 1:][mask.order]  # [B, N, Dd]
-        unknown = self.mask_token + places[:, mask.visible_count :]  # [B, M, Dd]
-        zero = self.pos_embed[:, :1].expand(len(tokens), -1, -1)
-        known = known + torch.cat([zero, places[:, : mask.visible_count]], dim=1)
-        tokens = torch.cat([known, unknown], dim=1).to(self.mask_token.dtype)  # [B, 1 + N, Dd]
+        seen = known.shape[1] - self.class_tokens  # V or N
+        zero = self.pos_embed[:, :1].expand(len(tokens), self.class_tokens, -1)
+        tokens = known + torch.cat([zero, places[:, :seen]], dim=1)
+        if self.mask_token is not None:
+            tokens = torch.cat([tokens, self.mask_token + places[:, seen:]], dim=1)
+        tokens = tokens.to(self.embed.weight.dtype)  # [B, T + N, Dd]
         for block in self.blocks:
             tokens = block(tokens)
-        wanted = gather(tokens[:, 1:], mask.restore) if everywhere else tokens[:, 1 + mask.visible_count :]
+        patches = tokens[:, self.class_tokens :]
+        wanted = gather(patches, mask.restore) if everywhere else patches[:, mask.visible_count :]
         out: Tensor = self.predict(self.norm(wanted))
         return out
 
@@ -150,23 +187,25 @@ class Decoder(nn.Module):
 
 def build_encoder(
     shape: EncoderShape,
-    size: int,
+    size: int | tuple[int, int],
     *,
+    channels: int = 3,
     positions: Literal["fixed", "learned"] = "fixed",
     drop_path: float | None = None,
 ) -> Encoder:
-    """A freshly initialised encoder for images of ``size`` pixels.
+    """A freshly initialised encoder for images of ``size`` pixels: a side, or height and width.
 
     Pretraining keeps positions fixed, finetuning learns them. ``drop_path`` None: the shape's own.
     """
     rate = shape.drop_path if drop_path is None else drop_path
-    return Encoder(shape, size, learned=positions == "learned", drop_path=rate)
+    sides = (size, size) if isinstance(size, int) else size
+    return Encoder(shape, sides, channels=channels, learned=positions == "learned", drop_path=rate)
 
 
 def initialise(module: nn.Module) -> None:
     """The official first weights: Xavier-uniform matrices, zero biases; a norm begins as nothing.
 
-    qkv counts as one [3D, D] matrix, and the patch embedding as a [D, 3 P P] one that keeps
+    qkv counts as one [3D, D] matrix, and the patch embedding as a [D, C P P] one that keeps
     the convolution's own bias.
     """
     for part in module.modules():
@@ -198,12 +237,12 @@ def choose_attention(module: nn.Module, precision: torch.dtype | None = None) ->
 
 
 def _cells(images: Tensor, grid: Grid, numbers: Tensor | None) -> Tensor:
-    """[B, 3, S, S] -> [B, N, 3, P, P], or [B, k, 3, P, P] of the numbered patches, copied once."""
+    """[B, C, H, W] -> [B, N, C, P, P], or [B, k, C, P, P] of the numbered patches, copied once."""
     batch, channels, height, width = images.shape
     if height % grid.rows or width % grid.cols:
         raise ValueError(f"images of {height} x {width} pixels do not split into {grid.rows} x {grid.cols} patches")
     cells = images.reshape(batch, channels, grid.rows, height // grid.rows, grid.cols, width // grid.cols)
-    cells = cells.permute(0, 2, 4, 1, 3, 5)  # [B, rows, cols, 3, P, P], still a view
+    cells = cells.permute(0, 2, 4, 1, 3, 5)  # [B, rows, cols, C, P, P], still a view
     if numbers is None:
         return cells.flatten(1, 2)
     image = torch.arange(batch, device=images.device)[:, None]

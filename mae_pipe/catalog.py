@@ -108,8 +108,11 @@ class Catalog:
         return cls  # type: ignore[no-any-return]
 
     def build(self, kind: str, name: str, options: dict[str, Any], **given: Any) -> Any:
-        """An instance: ``given`` by the program, ``options`` by the user's recipe."""
+        """An instance: ``options`` by the user's recipe, and what it asks for by name of what is ``given``."""
         cls = self.find(kind, name)
+        asked = inspect.signature(cls).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in asked.values()):
+            given = {word: value for word, value in given.items() if word in asked}
         try:
             return cls(**given, **options)
         except (TypeError, ValueError) as error:

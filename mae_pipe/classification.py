@@ -21,6 +21,7 @@ from mae_pipe.errors import RunError
 from mae_pipe.pixels import Channels, normalise
 from mae_pipe.recipe import Downstream, Pretrain
 from mae_pipe.seeding import key
+from mae_pipe.tasks import view_of
 
 if TYPE_CHECKING:
     from mae_pipe.data.stream import Batch
@@ -77,14 +78,21 @@ class Classification(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key(pretrained.seed, "weights") % 2**63)  # as Pretraining.from_recipe draws them
             encoder = build_encoder(
-                pretrained.encoder,
-                recipe.data.size,
+                pretrained.encoder.model_copy(update={"mask_tokens": False}),  # nothing is hidden here
+                recipe.data.sides,
+                channels=len(recipe.data.mean),
                 positions="fixed" if frozen else "learned",
                 drop_path=0.0 if frozen else recipe.drop_path,
             )
             torch.manual_seed(key(recipe.seed, "head") % 2**63)
             head = catalog.build(
-                "head", recipe.head.name, recipe.head.options, width=pretrained.encoder.width, classes=classes
+                "head",
+                recipe.head.name,
+                recipe.head.options,
+                width=pretrained.encoder.width,
+                classes=classes,
+                class_tokens=pretrained.encoder.class_tokens,
+                view=view_of(recipe.data, pretrained.encoder),
             )
         if weights is not None:
             _fill(encoder, weights)
@@ -152,7 +160,7 @@ def _fill(encoder: Encoder, weights: Mapping[str, Tensor]) -> None:
     table = given.get("pos_embed")
     if table is not None and table.dim() == 3 and table.shape[1] != wanted["pos_embed"].shape[1]:
         size = [encoder.grid.rows, encoder.grid.cols]
-        given["pos_embed"] = resample_abs_pos_embed(table, size, num_prefix_tokens=1)
+        given["pos_embed"] = resample_abs_pos_embed(table, size, num_prefix_tokens=encoder.num_prefix_tokens)
     advice = "give the run folder that mae-pipe pretrain wrote, with its own recipe.json"
     for name in wanted:
         if name not in given:

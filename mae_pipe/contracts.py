@@ -1,8 +1,11 @@
 """What a plugin promises: mask samplers, reconstruction targets, heads.
 
-Legend: **B** images in one rank's micro-batch, **S** image side and **P** patch side in
-pixels, **N** = (S/P)^2 patches, **V** visible, **M** = N - V hidden, **D** encoder width,
-**K** prediction width, **C** classes.
+Legend: **B** images in one rank's micro-batch, **H** x **W** their pixels (S where square),
+**P** patch side, **N** patches, **V** visible, **M** = N - V hidden, **D** encoder width,
+**T** class tokens, **K** prediction width, **C** classes; an image has 3 channels unless a recipe says otherwise.
+
+A plugin is built with its options and with what its ``__init__`` asks for by name of what is
+offered to its kind: ``view`` to a target; ``width``, ``classes``, ``class_tokens`` and ``view`` to a head.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +40,50 @@ class Grid:
         return torch.cartesian_prod(rows, cols)
 
 
+@dataclass(frozen=True)
+class View:
+    """What a model sees of an image: normalised pixels, cut into patches.
+
+    Attributes:
+        patch: rows and columns of pixels in a patch.
+        mean, std: of each channel, for pixels in [0, 1].
+    """
+
+    height: int
+    width: int
+    patch: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+    @property
+    def grid(self) -> Grid:
+        """The patches of an image."""
+        return Grid(self.height // self.patch[0], self.width // self.patch[1])
+
+    @property
+    def numbers(self) -> int:
+        """Pixel values in a patch, over all channels."""
+        return self.patch[0] * self.patch[1] * self.channels
+
+    def colours(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] normalised images -> float32 in [0, 1]."""
+        mean, std = self._statistics(images)
+        return images.float() * std + mean
+
+    def normalised(self, colours: Tensor) -> Tensor:
+        """The inverse of ``colours``."""
+        mean, std = self._statistics(colours)
+        return (colours.float() - mean) / std
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = torch.tensor((self.mean, self.std), device=like.device)[:, :, None, None]
+        return mean, std
+
+
 class MaskSampler(ABC):
     """Says which patches should be hidden first. Kind ``mask``.
 
@@ -55,18 +103,25 @@ class MaskSampler(ABC):
 class Target(nn.Module, ABC):
     """What hidden patches should be predicted as, and how wrong a prediction is. Kind ``target``.
 
-    A target is built with ``patch=P`` and the recipe's options. It is frozen: its buffers
-    travel in the checkpoint, it has no trainable parameters.
+    A target is frozen: it has no trainable parameters, and its buffers travel in the checkpoint.
+
+    Attributes:
+        width: K, numbers predicted a patch; for token targets the size of the codebook.
+        fit_images: how many training images ``fit`` wants to see; 0: it is not called.
     """
 
-    width: int  # K
+    width: int
+    fit_images: int = 0
 
     def fit(self, images: Iterator[Tensor]) -> None:
-        """Learn from [B, 3, S, S] normalised batches once, before training. Default: nothing."""
+        """Learn buffers from [B, C, H, W] normalised batches, once, before training.
+
+        Called on one process; the others are given its buffers, and a resumed run the checkpoint's.
+        """
 
     @abstractmethod
     def truth(self, images: Tensor) -> Tensor:
-        """[B, 3, S, S] normalised images -> [B, N, K] float32 or [B, N] int64."""
+        """[B, C, H, W] normalised images -> [B, N, K] float32 or [B, N] int64."""
 
     @abstractmethod
     def loss(self, prediction: Tensor, truth: Tensor) -> Tensor:
@@ -74,7 +129,7 @@ class Target(nn.Module, ABC):
 
     @abstractmethod
     def picture(self, prediction: Tensor, images: Tensor) -> Tensor:
-        """[B, N, K] predictions -> [B, 3, S, S] normalised images: what a person should see.
+        """[B, N, K] predictions -> [B, C, H, W] normalised images: what a person should see.
 
         ``images`` are the originals, for targets that need their statistics.
         """
@@ -84,18 +139,43 @@ class Target(nn.Module, ABC):
         """How ``picture`` was made, in a few words; shown under it."""
         return ""
 
+    def provenance(self) -> dict[str, str]:
+        """What else than options and data decides the truth, such as the hash of a tokenizer.
+
+        A run records it and goes on only where it is the same.
+        """
+        return {}
+
 
 class Head(nn.Module, ABC):
-    """What is trained on an encoder's tokens. Kind ``head``; built with ``width=D, classes=C`` and options."""
+    """What is trained on an encoder's tokens. Kind ``head``.
+
+    Attributes:
+        labels: what it learns from: a class an image ([B] int64), several ([B, C] float32 of 0 and 1), or a
+            class a pixel ([B, H, W] int64, 255 where none).
+        fits: whether ``fit`` is to be called.
+        main: the metric that people look at first; higher is better.
+    """
+
+    labels: ClassVar[Literal["class", "multi", "map"]] = "class"
+    fits: ClassVar[bool] = False
+    main: ClassVar[str] = "top1"
+
+    def fit(self, features: Iterator[tuple[Tensor, Tensor]]) -> None:
+        """Learn from (tokens, labels) of all training images, once, before any training. Every rank sees all."""
 
     @abstractmethod
     def forward(self, tokens: Tensor) -> Tensor:
-        """[B, 1 + N, D]: class token, then patch tokens -> output, here [B, C]."""
+        """[B, T + N, D]: class tokens, then patch tokens -> output, [B, C] for classes."""
 
     @abstractmethod
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
-        """-> [B] float32. ``labels`` are [B] int64, or [B, C] float32 shares where labels are mixed."""
+        """-> [B] float32. Classes are [B] int64, or [B, C] float32 shares where they are mixed."""
 
     @abstractmethod
     def metrics(self, output: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Each [B] float32: their means are then exact however images are split into batches."""
+        """Each [B, ...] float32: their means are then exact however images are split into batches."""
+
+    def summary(self, means: dict[str, Tensor]) -> dict[str, float]:
+        """What is reported, of the means over all images of ``metrics``. Default: those that are one number."""
+        return {name: float(mean) for name, mean in means.items() if mean.dim() == 0}

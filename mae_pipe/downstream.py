@@ -167,10 +167,11 @@ def inherit(recipe: Downstream, pretrained: Pretrain) -> Downstream:
     """The recipe with the pretrained run's image size, statistics and centre crop, where it does not give its own."""
     missing = {n: getattr(pretrained.data, n) for n in INHERITED if n not in recipe.data.model_fields_set}
     data = Data.model_validate({**recipe.data.model_dump(), **missing})
-    if data.size % pretrained.encoder.patch:
+    fits = [max(1, side // patch) * patch for side, patch in zip(data.sides, pretrained.encoder.sides, strict=True)]
+    if (*fits,) != data.sides:
         raise RunError(
             f"data.size {data.size} is no multiple of the pretrained encoder's patch {pretrained.encoder.patch}; "
-            f"set data.size={max(1, data.size // pretrained.encoder.patch) * pretrained.encoder.patch}"
+            f"set data.size={fits[0] if fits[0] == fits[1] else fits}"
         )
     return recipe.model_copy(update={"data": data})
 

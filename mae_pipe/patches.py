@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from torch import Tensor
 
+Patch = int | tuple[int, int]  # pixels: a side, or rows and columns
 
-def patchify(images: Tensor, patch: int) -> Tensor:
+
+def patchify(images: Tensor, patch: Patch) -> Tensor:
     """[B, C, H, W] -> [B, N, P*P*C]: patches row by row; inside one, (row, column, channel), channel fastest.
 
     The order of MAE's prediction (He et al. 2022, official code).
     """
     batch, channels, height, width = images.shape
-    rows, cols = height // patch, width // patch
-    cells = images.reshape(batch, channels, rows, patch, cols, patch)
-    return cells.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * cols, patch * patch * channels)
+    high, wide = sides(patch)
+    rows, cols = height // high, width // wide
+    cells = images.reshape(batch, channels, rows, high, cols, wide)
+    return cells.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * cols, high * wide * channels)
 
 
-def unpatchify(patches: Tensor, patch: int, rows: int, cols: int) -> Tensor:
+def unpatchify(patches: Tensor, patch: Patch, rows: int, cols: int) -> Tensor:
     """[B, N, P*P*C] -> [B, C, H, W]: the inverse of ``patchify``."""
     batch, _, width = patches.shape
-    channels = width // (patch * patch)
-    cells = patches.reshape(batch, rows, cols, patch, patch, channels)
-    return cells.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, rows * patch, cols * patch)
+    high, wide = sides(patch)
+    channels = width // (high * wide)
+    cells = patches.reshape(batch, rows, cols, high, wide, channels)
+    return cells.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, rows * high, cols * wide)
+
+
+def sides(patch: Patch) -> tuple[int, int]:
+    """Rows and columns of pixels."""
+    return (patch, patch) if isinstance(patch, int) else patch

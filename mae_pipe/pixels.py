@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-Channels = tuple[float, float, float]  # red, green, blue; of values in [0, 1]
+Channels = tuple[float, ...]  # one number a channel, of values in [0, 1]
 
 
 def normalise(pixels: Tensor, mean: Channels, std: Channels) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 
-def sincos_positions(width: int, rows: int, cols: int) -> Tensor:
-    """[1, 1 + N, D] float32: a row of zeros for the class token, then one row a patch.
+def sincos_positions(width: int, rows: int, cols: int, *, first: int = 1) -> Tensor:
+    """[1, T + N, D] float32: a row of zeros for each of ``first`` = T class tokens, then one row a patch.
 
     Numbers [0, D/2) tell the column and [D/2, D) the row, each as D/4 sines then D/4
     cosines: the order of the official weights, which other libraries swap. Computed in
@@ -21,4 +21,4 @@ def sincos_positions(width: int, rows: int, cols: int) -> Tensor:
     row, col = np.divmod(np.arange(rows * cols), cols)  # [N] each
     halves = [np.outer(place, omega) for place in (col, row)]  # [N, D/4] each
     table = np.concatenate([f(half) for half in halves for f in (np.sin, np.cos)], axis=1)  # [N, D]
-    return torch.from_numpy(np.concatenate([np.zeros((1, width)), table])[None].astype(np.float32))
+    return torch.from_numpy(np.concatenate([np.zeros((first, width)), table])[None].astype(np.float32))

@@ -97,4 +97,5 @@ def save_weights(run: Run, recipe: Pretrain, weights: dict[str, Tensor], step: i
     metadata = {"step": step, "recipe": recipe.model_dump(mode="json")}
     run.save_weights("model.safetensors", weights, metadata)
     encoder = {name.removeprefix("encoder."): w for name, w in weights.items() if name.startswith("encoder.")}
+    encoder.pop("mask_token", None)  # means nothing where no patch is hidden
     run.save_weights("encoder.safetensors", encoder, metadata)

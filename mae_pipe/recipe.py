@@ -55,6 +55,11 @@ class Data(_Part):
             raise ValueError("crop_ratio must be two rising positive numbers")
         return self
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """H and W, pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
 
 class EncoderShape(_Part):
     """A timm ViT."""
@@ -62,9 +67,18 @@ class EncoderShape(_Part):
     width: Positive = 768  # D
     depth: Positive = 12
     heads: Positive = 12
-    patch: Positive = 16  # P, pixels
+    patch: Positive | tuple[Positive, Positive] = 16  # P, pixels; or rows and columns
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
     drop_path: Share = 0.0
+    class_tokens: Positive = 1  # T; the others than the first are what timm calls register tokens
+    mask_tokens: bool = False  # the encoder sees a learned token at hidden patches (table 1c), not only visible ones
+    qk_norm: bool = False  # a norm of queries and keys (Dehghani et al. 2023)
+    layer_scale: Annotated[float, Field(gt=0)] | None = None  # first scale of every residual (CaiT, BEiT)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Rows and columns of pixels in a patch."""
+        return (self.patch, self.patch) if isinstance(self.patch, int) else self.patch
 
     @model_validator(mode="after")
     def _divides(self) -> EncoderShape:
@@ -93,6 +107,13 @@ class MaskChoice(Chosen):
 
     name: str = "random"
     ratio: Annotated[float, Field(ge=0, lt=1)] = 0.75
+
+
+class TargetChoice(Chosen):
+    """What is predicted, and at which patches."""
+
+    name: str = "normalized_pixel"
+    loss_on: Literal["hidden", "all"] = "hidden"
 
 
 class Optimizer(_Part):
@@ -172,11 +193,11 @@ class Pretrain(Recipe):
     encoder: EncoderShape = EncoderShape()
     decoder: DecoderShape = DecoderShape()
     mask: MaskChoice = MaskChoice()
-    target: Chosen = Chosen(name="normalized_pixel")
+    target: TargetChoice = TargetChoice()
 
     @model_validator(mode="after")
     def _divides(self) -> Pretrain:
-        if self.data.size % self.encoder.patch:
+        if any(side % patch for side, patch in zip(self.data.sides, self.encoder.sides, strict=True)):
             raise ValueError(f"data.size {self.data.size} must be a multiple of encoder.patch {self.encoder.patch}")
         return self
 

@@ -24,7 +24,7 @@ from mae_pipe.data.stream import Batch, Shelf, Stream
 from mae_pipe.errors import DataError, RunError
 from mae_pipe.pixels import pixels_of
 from mae_pipe.recipe import Data, Pretrain, parse
-from mae_pipe.tasks import Pretraining, Reconstruction
+from mae_pipe.tasks import Pretraining, Reconstruction, view_of
 
 if TYPE_CHECKING:
     from mae_pipe.engine import Engine
@@ -144,12 +144,13 @@ def _joined(one: Batch, other: Batch) -> Batch:
 
 def strips_of(made: Reconstruction, recipe: Pretrain, names: Sequence[str] = ()) -> list[pictures.Strip]:
     """Tensors -> strips of pixels, on the CPU."""
-    patch, mean, std = recipe.encoder.patch, recipe.data.mean, recipe.data.std
-    rows = recipe.data.size // patch
-    cells = made.mask.as_map().reshape(-1, rows, rows)  # [B, rows, cols]
-    hidden = cells.repeat_interleave(patch, 1).repeat_interleave(patch, 2).cpu().numpy()  # [B, S, S]
-    inputs = pixels_of(made.images, mean, std).permute(0, 2, 3, 1).cpu().numpy()
-    predicted = pixels_of(made.picture, mean, std).permute(0, 2, 3, 1).cpu().numpy()
+    view = view_of(recipe.data, recipe.encoder)
+    cells = made.mask.as_map().reshape(-1, view.grid.rows, view.grid.cols)  # [B, rows, cols]
+    hidden = cells.repeat_interleave(view.patch[0], 1).repeat_interleave(view.patch[1], 2).cpu().numpy()  # [B, H, W]
+    inputs, predicted = (
+        visible_channels(pixels_of(part, view.mean, view.std)).permute(0, 2, 3, 1).cpu().numpy()  # [B, H, W, 3]
+        for part in (made.images, made.picture)
+    )
     named = list(names) or [""] * len(inputs)
     return [
         pictures.Strip(image, pictures.hide(image, map_), guess, np.where(map_[..., None], guess, image), name)
@@ -205,3 +206,8 @@ class RunPictures:
                 strips_of(made, self.recipe), title=f"step {step:,}", footer=caption(self.recipe, made)
             )
             pictures.save(page, self.folder / f"step-{step:07d}.png")
+
+
+def visible_channels(pixels: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, 3, H, W]: grey thrice, or the first three channels."""
+    return pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels[:, :3]

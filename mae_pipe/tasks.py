@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from mae_pipe.autoencoder import Decoder, Encoder, build_encoder
 from mae_pipe.catalog import Catalog
-from mae_pipe.contracts import MaskSampler, Target
+from mae_pipe.contracts import MaskSampler, Target, View
 from mae_pipe.errors import PluginError, RecipeError
 from mae_pipe.masking import Mask, visible_count
 from mae_pipe.pixels import Channels, normalise
-from mae_pipe.recipe import Pretrain
+from mae_pipe.recipe import Data, EncoderShape, Pretrain
 from mae_pipe.rng import Rng
 from mae_pipe.seeding import key
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What a model makes of a batch; every image is normalised, [B, 3, S, S] float32.
+    """What a model makes of a batch; every image is normalised, [B, C, H, W] float32.
 
     Attributes:
         images: the originals.
@@ -47,6 +47,7 @@ class Pretraining(nn.Module):
         target: what is predicted, and the loss.
         mean, std: of pixels in [0, 1].
         mask_key: of the masks' random numbers; with an image's position in the stream it decides its mask.
+        everywhere: the loss is over all patches, not only hidden ones.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class Pretraining(nn.Module):
         mean: Channels,
         std: Channels,
         mask_key: int,
+        everywhere: bool = False,
     ) -> None:
         super().__init__()
+        self.everywhere = everywhere
         self.encoder, self.decoder, self.sampler, self.target = encoder, decoder, sampler, target
         self.grid, self.ratio = encoder.grid, ratio
         self.mean, self.std, self.mask_key = mean, std, mask_key
@@ -74,9 +77,17 @@ class Pretraining(nn.Module):
         sampler = catalog.build("mask", recipe.mask.name, recipe.mask.options)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key(recipe.seed, "weights") % 2**63)
-            target = catalog.build("target", recipe.target.name, recipe.target.options, patch=recipe.encoder.patch)
-            encoder = build_encoder(recipe.encoder, recipe.data.size)
-            decoder = Decoder(recipe.decoder, width=recipe.encoder.width, out=target.width, grid=encoder.grid)
+            view = view_of(recipe.data, recipe.encoder)
+            target = catalog.build("target", recipe.target.name, recipe.target.options, view=view)
+            encoder = build_encoder(recipe.encoder, recipe.data.sides, channels=view.channels)
+            decoder = Decoder(
+                recipe.decoder,
+                width=recipe.encoder.width,
+                out=target.width,
+                grid=encoder.grid,
+                class_tokens=recipe.encoder.class_tokens,
+                mask_tokens=not recipe.encoder.mask_tokens,
+            )
         return cls(
             encoder,
             decoder,
@@ -86,6 +97,7 @@ class Pretraining(nn.Module):
             mean=recipe.data.mean,
             std=recipe.data.std,
             mask_key=key(recipe.seed, "mask"),
+            everywhere=recipe.target.loss_on == "all",
         )
 
     @overload
@@ -99,7 +111,7 @@ class Pretraining(nn.Module):
 
         Both go through here because ZeRO 3 gathers weights when the root module is called.
         """
-        images = normalise(batch.pixels, self.mean, self.std)  # [B, 3, S, S]
+        images = normalise(batch.pixels, self.mean, self.std)  # [B, C, H, W]
         scores = self.sampler.scores(images, self.grid, Rng(self.mask_key, batch.positions))
         if scores.shape != (len(images), self.grid.size):
             raise PluginError(
@@ -113,11 +125,13 @@ class Pretraining(nn.Module):
         return Reconstruction(images, mask, self.target.picture(prediction, images), self.target.caption)
 
     def loss_of(self, images: Tensor, scores: Tensor) -> Tensor:
-        """[B, 3, S, S] normalised images and [B, N] scores -> the mean loss over hidden patches."""
+        """[B, C, H, W] normalised images and [B, N] scores -> the mean loss over hidden patches, or over all."""
         mask = Mask.from_scores(scores, self.ratio)
-        tokens = self.encoder(images, mask)  # [B, 1 + V, D]
-        prediction = self.decoder(tokens, mask).float()  # [B, M, K]: hidden patches only
-        return self.target.loss(prediction, mask.hidden_of(self.target.truth(images))).mean()
+        tokens = self.encoder(images, mask)  # [B, T + V, D]
+        prediction = self.decoder(tokens, mask, everywhere=self.everywhere).float()  # [B, M, K]: hidden patches only
+        with torch.no_grad():
+            truth = self.target.truth(images)
+        return self.target.loss(prediction, truth if self.everywhere else mask.hidden_of(truth)).mean()
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> Reconstruction:
@@ -128,3 +142,8 @@ class Pretraining(nn.Module):
             return self(batch, mode="reconstruct")  # type: ignore[no-any-return]
         finally:
             self.train(training)
+
+
+def view_of(data: Data, encoder: EncoderShape) -> View:
+    """What a recipe's model sees of an image."""
+    return View(*data.sides, patch=encoder.sides, mean=data.mean, std=data.std)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mae_pipe.contracts import Grid, Head, MaskSampler, Target
+from mae_pipe.contracts import Grid, Head, MaskSampler, Target, View
 from mae_pipe.errors import PluginError
 from mae_pipe.rng import Rng
 
@@ -41,16 +41,15 @@ def check_mask_sampler(sampler: MaskSampler, *, pixels_a_patch: int = 4, images:
         )
 
 
-def check_target(target: Target, *, patch: int, side: int = 4, images: int = 3) -> None:
+def check_target(target: Target, *, view: View, images: int = 3) -> None:
     """Shapes and dtypes, a loss per patch that mixes nothing, gradients, and a picture.
 
     Args:
-        patch: P, with which the target was built.
-        side: patches in a row and in a column.
+        view: with which the target was built.
     """
     name = type(target).__name__
-    count = side * side
-    batch = _images(images, side * patch, side * patch)
+    count = view.grid.size
+    batch = _images(images, view.height, view.width, view.channels)
     untouched = batch.clone()
     trainable = [n for n, p in target.named_parameters() if p.requires_grad]
     _require(not trainable, f"{name} has trainable parameters {trainable}; a target is frozen, use buffers")
@@ -133,8 +132,8 @@ def check_head(head: Head, *, width: int, classes: int, images: int = 6, patches
             )
 
 
-def _images(count: int, height: int, width: int) -> Tensor:
-    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(0))
+def _images(count: int, height: int, width: int, channels: int = 3) -> Tensor:
+    return torch.randn(count, channels, height, width, generator=torch.Generator().manual_seed(0))
 
 
 def _same_shape(what: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -100,7 +100,7 @@ def test_any_images_get_recipes_that_fit(images: int, side: float, classes: int,
             assert plan.global_batch <= max(1, count)
     pretrain = recipe.load(chosen.pretrain, chosen.pretrain_changes)
     assert isinstance(pretrain, recipe.Pretrain)
-    assert pretrain.data.size // pretrain.encoder.patch == 8
+    assert pretrain.data.sides[0] // pretrain.encoder.sides[0] == 8
     assert pretrain.data.std[2] > 0
 
 

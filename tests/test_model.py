@@ -20,7 +20,7 @@ from mae_pipe.interop import from_official, to_official, to_timm
 from mae_pipe.masking import Mask
 from mae_pipe.pixels import normalise, pixels_of
 from mae_pipe.positions import sincos_positions
-from mae_pipe.recipe import Chosen, Data, DecoderShape, EncoderShape, MaskChoice, Pretrain
+from mae_pipe.recipe import Data, DecoderShape, EncoderShape, MaskChoice, Pretrain, TargetChoice
 from mae_pipe.rng import Rng
 from mae_pipe.tasks import Pretraining
 
@@ -95,6 +95,7 @@ def test_the_decoder_gives_what_the_official_order_of_tokens_gives() -> None:
     with torch.no_grad():
         tokens = task.encoder(images, mask)
         embedded = decoder.embed(tokens)
+        assert decoder.mask_token is not None
         placed = decoder.mask_token.expand(2, 16, -1).clone()
         for image in range(2):
             placed[image, mask.visible[image]] = embedded[image, 1:]
@@ -110,7 +111,7 @@ def test_the_decoder_gives_what_the_official_order_of_tokens_gives() -> None:
 @pytest.mark.parametrize("target", ["pixel", "normalized_pixel"])
 @pytest.mark.parametrize("ratio", [0.5, 0.75, 0.9])
 def test_the_loss_is_the_papers_formula_in_float64(target: str, ratio: float) -> None:
-    task = task_of(target=Chosen(name=target), mask=MaskChoice(ratio=ratio)).eval()
+    task = task_of(target=TargetChoice(name=target), mask=MaskChoice(ratio=ratio)).eval()
     images, noise = images_of(3), torch.rand(3, 16, generator=torch.Generator().manual_seed(5))
     mask = Mask.from_scores(noise, ratio)
     with torch.no_grad():
@@ -249,7 +250,7 @@ def test_drop_path_rises_to_what_was_asked_for() -> None:
 
 
 def test_training_on_one_batch_learns_it() -> None:
-    task, batch = task_of(target=Chosen(name="pixel")), batch_of(2)
+    task, batch = task_of(target=TargetChoice(name="pixel")), batch_of(2)
     optimizer = torch.optim.AdamW(task.parameters(), lr=3e-3)
     losses = []
     for _ in range(60):
@@ -314,7 +315,7 @@ def test_a_sampler_that_breaks_its_contract_is_named() -> None:
         ({"mask": MaskChoice(ratio=0.0)}, RecipeError),
         ({"mask": MaskChoice(ratio=0.99)}, RecipeError),
         ({"mask": MaskChoice(name="rnadom")}, PluginError),
-        ({"target": Chosen(name="pixel", options={"colour": 1})}, PluginError),
+        ({"target": TargetChoice(name="pixel", options={"colour": 1})}, PluginError),
     ],
 )
 def test_what_cannot_be_trained_is_refused_in_one_sentence(changes: dict[str, Any], error: type[MaePipeError]) -> None:

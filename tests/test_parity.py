@@ -17,7 +17,7 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.interop import official_name
 from mae_pipe.masking import Mask
 from mae_pipe.positions import sincos_positions
-from mae_pipe.recipe import Chosen, Data, DecoderShape, EncoderShape, MaskChoice, Pretrain
+from mae_pipe.recipe import Data, DecoderShape, EncoderShape, MaskChoice, Pretrain, TargetChoice
 from mae_pipe.tasks import Pretraining
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden.json"
@@ -61,7 +61,7 @@ def build(size: int, encoder: EncoderShape, decoder: DecoderShape, ratio: float,
         encoder=encoder,
         decoder=decoder,
         mask=MaskChoice(ratio=ratio),
-        target=Chosen(name="normalized_pixel" if norm else "pixel"),
+        target=TargetChoice(name="normalized_pixel" if norm else "pixel"),
     )
     task = Pretraining.from_recipe(recipe, Catalog())
     golden_weights(task)

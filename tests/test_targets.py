@@ -7,12 +7,17 @@ import torch
 from torch import Tensor
 
 from mae_pipe.catalog import Catalog
-from mae_pipe.contracts import Target
+from mae_pipe.contracts import Target, View
 from mae_pipe.errors import PluginError
 from mae_pipe.patches import patchify, unpatchify
 from mae_pipe.testing import check_target
 
 CATALOG = Catalog()
+
+
+def view_of(size: int, patch: int | tuple[int, int] = 8) -> View:
+    sides = (patch, patch) if isinstance(patch, int) else patch
+    return View(size, size, patch=sides, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 
 
 def images_of(count: int, size: int) -> Tensor:
@@ -22,12 +27,13 @@ def images_of(count: int, size: int) -> Tensor:
 @pytest.mark.parametrize("name", CATALOG.names("target"))
 @pytest.mark.parametrize("patch", [4, 14])
 def test_every_installed_target_keeps_the_contract(name: str, patch: int) -> None:
-    check_target(CATALOG.build("target", name, {}, patch=patch), patch=patch)
+    view = view_of(4 * patch, patch)
+    check_target(CATALOG.build("target", name, {}, view=view), view=view)
 
 
 @pytest.mark.parametrize("name", ["pixel", "normalized_pixel"])
 def test_a_perfect_prediction_costs_nothing_and_looks_like_the_original(name: str) -> None:
-    target: Target = CATALOG.build("target", name, {}, patch=8)
+    target: Target = CATALOG.build("target", name, {}, view=view_of(32))
     images = images_of(2, 32)
     truth = target.truth(images)
     assert target.loss(truth, truth).max().item() == 0
@@ -35,19 +41,19 @@ def test_a_perfect_prediction_costs_nothing_and_looks_like_the_original(name: st
 
 
 def test_normalized_patches_have_no_mean_and_unit_unbiased_variance() -> None:
-    truth = CATALOG.build("target", "normalized_pixel", {}, patch=8).truth(images_of(2, 32)).double()
+    truth = CATALOG.build("target", "normalized_pixel", {}, view=view_of(32)).truth(images_of(2, 32)).double()
     assert truth.mean(-1).abs().max().item() < 1e-5
     assert truth.var(-1, unbiased=True).sub(1).abs().max().item() < 1e-4
 
 
 def test_a_flat_patch_is_finite_when_normalized() -> None:
-    truth = CATALOG.build("target", "normalized_pixel", {}, patch=8).truth(torch.full((1, 3, 16, 16), 0.3))
+    truth = CATALOG.build("target", "normalized_pixel", {}, view=view_of(32)).truth(torch.full((1, 3, 32, 32), 0.3))
     assert truth.abs().max().item() < 1e-3
 
 
 def test_the_picture_of_normalized_pixels_says_whose_statistics_it_has() -> None:
-    assert "original patch" in CATALOG.build("target", "normalized_pixel", {}, patch=8).caption
-    assert CATALOG.build("target", "pixel", {}, patch=8).caption == ""
+    assert "original patch" in CATALOG.build("target", "normalized_pixel", {}, view=view_of(32)).caption
+    assert CATALOG.build("target", "pixel", {}, view=view_of(32)).caption == ""
 
 
 def test_a_patch_lists_rows_then_columns_then_channels() -> None:
@@ -123,6 +129,6 @@ class _Blind(_Pixels):
     ],
 )
 def test_the_check_finds_a_target_that_breaks_the_contract(target: Target, why: str) -> None:
-    check_target(_Pixels(), patch=4)
+    check_target(_Pixels(), view=view_of(16, 4))
     with pytest.raises(PluginError, match=why):
-        check_target(target, patch=4)
+        check_target(target, view=view_of(16, 4))

@@ -5,24 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mae_pipe.api import Target, patchify, plugin, unpatchify
+from mae_pipe.api import Target, View, patchify, plugin, unpatchify
 
 
 @plugin("normalized_pixel")
 class NormalizedPixelTarget(Target):
     """Predict pixels less their patch's mean, over its deviation (MAE, He et al. 2022, section 3).
 
-    Mean and unbiased variance are of all 3 P P numbers of a patch. A prediction says nothing
+    Mean and unbiased variance are of all numbers of a patch, over its channels. A prediction says nothing
     of either, so its picture takes them from the original patch.
     """
 
-    def __init__(self, *, patch: int) -> None:
+    def __init__(self, *, view: View) -> None:
         super().__init__()
-        self.patch = patch
-        self.width = 3 * patch * patch
+        self.view = view
+        self.width = view.numbers
 
     def truth(self, images: Tensor) -> Tensor:
-        patches = patchify(images, self.patch).float()  # [B, N, K]
+        patches = patchify(images, self.view.patch).float()  # [B, N, K]
         deviation, mean = _statistics(patches)
         return (patches - mean) / deviation
 
@@ -30,10 +30,9 @@ class NormalizedPixelTarget(Target):
         return (prediction.float() - truth).square().mean(dim=-1)
 
     def picture(self, prediction: Tensor, images: Tensor) -> Tensor:
-        height, width = images.shape[-2:]
-        deviation, mean = _statistics(patchify(images, self.patch).float())
+        deviation, mean = _statistics(patchify(images, self.view.patch).float())
         patches = prediction * deviation + mean
-        return unpatchify(patches, self.patch, height // self.patch, width // self.patch)
+        return unpatchify(patches, self.view.patch, self.view.grid.rows, self.view.grid.cols)
 
     @property
     def caption(self) -> str:

@@ -54,10 +54,9 @@ def main() -> None:
 
 
 def _grid(mae: recipe.Pretrain) -> object:
-    from mae_pipe.contracts import Grid
+    from mae_pipe.tasks import view_of
 
-    side = mae.data.size // mae.encoder.patch
-    return Grid(side, side)
+    return view_of(mae.data, mae.encoder).grid
 
 
 if __name__ == "__main__":
