@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
 from rich.console import Console
 from torch import Tensor
 
-from mae_pipe import launch
+from mae_pipe import guards, launch
 from mae_pipe.catalog import Catalog
 from mae_pipe.data.order import Share
-from mae_pipe.data.stream import Batch, open_stream
+from mae_pipe.data.stream import Batch, Stream, open_stream
 from mae_pipe.engine import Engine
 from mae_pipe.journal import Journal
 from mae_pipe.live import Live
 from mae_pipe.optim import Plan, parameter_groups
-from mae_pipe.recipe import Pretrain
+from mae_pipe.pixels import normalise
+from mae_pipe.recipe import Data, Pretrain
 from mae_pipe.reconstruct import RunPictures
 from mae_pipe.runs import Run, about_data
 from mae_pipe.tasks import Pretraining
@@ -48,8 +52,10 @@ def pretrain(
     # Before the folder is made: a plugin that is not there should leave nothing behind.
     task = Pretraining.from_recipe(recipe, catalog)
     run = Run(out, rank=here.rank)
-    checkpoint = run.begin(recipe, about_data(shards, split, stream.images, here.world), resume=resume)
-
+    if resume == "none" or (resume == "auto" and not any(run.checkpoints.glob("step-*"))):
+        prepare(task, stream, recipe, run)
+    about = about_data(shards, split, stream.images, here.world) | {"provenance": task.target.provenance()}
+    checkpoint = run.begin(recipe, about, resume=resume)
     run.make_room(sum(p.numel() for p in task.parameters()), keep=recipe.saving.keep_last)
     groups = parameter_groups(task.named_parameters(), weight_decay=recipe.optimizer.weight_decay)
     engine = Engine(task, groups, recipe, micro_batch=plan.micro_batch)
@@ -90,6 +96,37 @@ def pretrain(
     journal.close()
     engine.close()
     stream.close()
+
+
+def prepare(task: Pretraining, stream: Stream, recipe: Pretrain, run: Run) -> None:
+    """Before a first step: let the target learn from training crops, and check that the model can learn.
+
+    Rank 0 does both, and all get the target's buffers.
+    """
+    here = launch.join()
+    device = torch.device("cuda", here.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    task.to(device)
+    alone = Stream(stream.shelf, recipe.data, seed=recipe.seed, share=Share(0, 1, recipe.data.micro_batch))
+
+    def fit_and_check() -> None:
+        with closing(alone.batches()) as batches:  # type: ignore[type-var]
+            if task.target.fit_images:
+                with torch.no_grad():
+                    task.target.fit(crops(batches, min(task.target.fit_images, alone.images), recipe.data, device))
+            guards.require(guards.of_pretraining(task, next(batches)))
+
+    run.on_rank_0(fit_and_check)
+    if here.world > 1:
+        for buffer in task.target.buffers():
+            dist.broadcast(buffer, 0)
+
+
+def crops(batches: Iterator[Batch], wanted: int, data: Data, device: torch.device) -> Iterator[Tensor]:
+    """The first ``wanted`` images of a stream, normalised, [B, C, H, W]."""
+    while wanted > 0:
+        pixels = next(batches).pixels[:wanted].to(device)
+        wanted -= len(pixels)
+        yield normalise(pixels, data.mean, data.std)
 
 
 def save_weights(run: Run, recipe: Pretrain, weights: dict[str, Tensor], step: int) -> None:

@@ -47,9 +47,9 @@ class Run:
             resume: "auto" goes on where there is a checkpoint, "none" wants an empty folder,
                 else the path of a checkpoint.
         """
-        return self._on_rank_0(lambda: self._begin(chosen, about, resume))
+        return self.on_rank_0(lambda: self._begin(chosen, about, resume))
 
-    def _on_rank_0(self, work: Callable[[], T]) -> T:
+    def on_rank_0(self, work: Callable[[], T]) -> T:
         """What rank 0's ``work`` gives or raises, on every rank, so that none waits for one that has failed."""
         outcome: list[Any] = [None, None]
         if self.rank == 0:
@@ -116,11 +116,11 @@ class Run:
                     "another folder, or lower saving.keep_last"
                 )
 
-        self._on_rank_0(compare)
+        self.on_rank_0(compare)
 
     def _compare(self, chosen: Recipe, about: dict[str, Any], folder: Path) -> None:
         """Refuse to go on with another recipe or other data than the run's in ``folder``, naming what differs."""
-        before = flat(json.loads((folder / "recipe.json").read_text()))
+        before = flat(read_recipe(folder).model_dump(mode="json"))  # keys that are newer than the run: their defaults
         now = flat(json.loads(_json(chosen.model_dump(mode="json"))))
         names = [n for n in sorted({*before, *now}) if before.get(n) != now.get(n) and not n.startswith(FREE)]
         if names:
@@ -130,8 +130,8 @@ class Run:
                 f"{folder} is a run of another recipe: {said}{more}; give that recipe, or choose another --out"
             )
         record = json.loads((folder / "run.json").read_text())
-        for name in ("shards_fingerprint", "split", "world", "encoder_fingerprint"):
-            if name in about and record.get(name) != about[name]:
+        for name in ("shards_fingerprint", "split", "world", "encoder_fingerprint", "provenance"):
+            if name in about and (record.get(name) or None) != (about[name] or None):
                 raise RunError(
                     f"{folder} is a run with another {name.replace('_', ' ')} ({record.get(name)!r}, now "
                     f"{about[name]!r}); give the one it began with, or choose another --out"

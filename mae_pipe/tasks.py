@@ -112,17 +112,22 @@ class Pretraining(nn.Module):
         Both go through here because ZeRO 3 gathers weights when the root module is called.
         """
         images = normalise(batch.pixels, self.mean, self.std)  # [B, C, H, W]
+        scores = self.scores_of(images, batch)
+        if mode == "loss":
+            return self.loss_of(images, scores)
+        mask = Mask.from_scores(scores, self.ratio)
+        prediction = self.decoder(self.encoder(images, mask), mask, everywhere=True).float()  # [B, N, K]
+        return Reconstruction(images, mask, self.target.picture(prediction, images), self.target.caption)
+
+    def scores_of(self, images: Tensor, batch: Batch) -> Tensor:
+        """[B, N] float32: the sampler's, which rank the patches of ``images``, the batch's normalised."""
         scores = self.sampler.scores(images, self.grid, Rng(self.mask_key, batch.positions))
         if scores.shape != (len(images), self.grid.size):
             raise PluginError(
                 f"the mask sampler {type(self.sampler).__name__} gave scores of shape {list(scores.shape)}; "
                 f"expected [{len(images)}, {self.grid.size}], one number a patch"
             )
-        if mode == "loss":
-            return self.loss_of(images, scores)
-        mask = Mask.from_scores(scores, self.ratio)
-        prediction = self.decoder(self.encoder(images, mask), mask, everywhere=True).float()  # [B, N, K]
-        return Reconstruction(images, mask, self.target.picture(prediction, images), self.target.caption)
+        return scores
 
     def loss_of(self, images: Tensor, scores: Tensor) -> Tensor:
         """[B, C, H, W] normalised images and [B, N] scores -> the mean loss over hidden patches, or over all."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mae_pipe.autoencoder import Encoder, build_encoder, choose_attention
@@ -18,6 +19,7 @@ from mae_pipe.data.stream import Batch
 from mae_pipe.errors import MaePipeError, PluginError, RecipeError, RunError
 from mae_pipe.interop import from_official, to_official, to_timm
 from mae_pipe.masking import Mask
+from mae_pipe.patches import patchify
 from mae_pipe.pixels import normalise, pixels_of
 from mae_pipe.positions import sincos_positions
 from mae_pipe.recipe import Data, DecoderShape, EncoderShape, MaskChoice, Pretrain, TargetChoice
@@ -328,3 +330,74 @@ def test_what_cannot_be_trained_is_refused_in_one_sentence(changes: dict[str, An
 def test_images_that_do_not_split_into_patches_are_refused() -> None:
     with pytest.raises(ValueError, match="30 x 30 pixels do not split into 4 x 4"):
         build_encoder(ENCODER, SIZE)(torch.zeros(1, 3, 30, 30))
+
+
+@pytest.mark.parametrize(
+    ("change", "timms"),
+    [
+        ({"class_tokens": 4}, {"reg_tokens": 3}),
+        ({"qk_norm": True}, {"qk_norm": True}),
+        ({"layer_scale": 0.1}, {"init_values": 0.1}),
+        ({"patch": (8, 4), "mlp_ratio": 2.5}, {"patch_size": (8, 4), "mlp_ratio": 2.5}),
+    ],
+)
+@pytest.mark.parametrize(("size", "channels"), [((32, 32), 3), ((16, 48), 1), ((32, 16), 6)])
+def test_every_shape_is_timms(
+    change: dict[str, Any], timms: dict[str, Any], size: tuple[int, int], channels: int
+) -> None:
+    ours = build_encoder(ENCODER.model_copy(update=change), size, channels=channels, positions="learned").eval()
+    given = {"patch_size": PATCH, **timms}
+    theirs = VisionTransformer(
+        img_size=size, in_chans=channels, num_classes=0, global_pool="", embed_dim=48, depth=2, num_heads=4, **given
+    ).eval()
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        assert torch.allclose(ours(images), theirs.forward_features(images), atol=1e-5)
+
+
+def test_mask_tokens_in_the_encoder_are_all_that_it_sees_of_hidden_patches() -> None:
+    """Table 1c's encoder: hidden patches are replaced after the embedding, as BEiT does it."""
+    task = task_of(encoder=ENCODER.model_copy(update={"mask_tokens": True})).eval()
+    encoder, images = task.encoder, images_of(2)
+    mask = Mask.from_scores(torch.rand(2, 16), 0.75)
+    assert task.decoder.mask_token is None
+    assert encoder.mask_token is not None
+    with torch.no_grad():
+        patches = F.conv2d(images, encoder.patch_embed.proj.weight, encoder.patch_embed.proj.bias, stride=PATCH)
+        patches = patches.flatten(2).transpose(1, 2)  # [B, N, D]
+        patches = torch.where(mask.as_map()[..., None], encoder.mask_token, patches) + encoder.pos_embed[:, 1:]
+        first = (encoder.cls_token + encoder.pos_embed[:, :1]).expand(2, -1, -1)
+        expected = encoder.norm(encoder.blocks(torch.cat([first, patches], dim=1)))
+        found = encoder(images, mask)
+        assert found.shape == (2, 17, 48)
+        assert torch.allclose(
+            found[:, 1:], expected[:, 1:].gather(1, mask.order[..., None].expand(-1, -1, 48)), atol=1e-5
+        )
+        decoder = task.decoder
+        placed = decoder.embed(expected) + decoder.pos_embed
+        for block in decoder.blocks:
+            placed = block(placed)
+        everywhere = decoder.predict(decoder.norm(placed[:, 1:]))
+        assert torch.allclose(decoder(found, mask, everywhere=True), everywhere, atol=1e-5)
+        assert torch.allclose(decoder(found, mask), mask.hidden_of(everywhere), atol=1e-5)
+    assert torch.allclose(encoder(images), encoder(images, Mask.from_scores(torch.zeros(2, 16), 0.0)), atol=1e-6)
+
+
+def test_the_loss_on_all_patches_is_the_mean_over_all_in_float64() -> None:
+    task, batch = task_of(target=TargetChoice(name="pixel", loss_on="all")).eval(), batch_of(3)
+    made = task.reconstruct(batch)
+    truth, guess = patchify(made.images, PATCH).double(), patchify(made.picture, PATCH).double()
+    assert task(batch).item() == pytest.approx(float((guess - truth).square().mean()), rel=1e-5)
+
+
+def test_a_model_of_several_class_tokens_and_no_square_reconstructs() -> None:
+    shape = ENCODER.model_copy(update={"class_tokens": 3, "patch": (8, 16)})
+    data = Data(size=(16, 64), mean=(0.5,), std=(0.5,))
+    task = Pretraining.from_recipe(recipe_of(encoder=shape, data=data), Catalog())
+    batch = Batch(torch.randint(0, 256, (2, 1, 16, 64), dtype=torch.uint8), *(torch.arange(2),) * 3)
+    made = task.reconstruct(batch)
+    assert made.picture.shape == (2, 1, 16, 64)
+    assert made.mask.order.shape == (2, 8)
+    task(batch).backward()
+    assert all(p.grad is not None for p in task.parameters() if p.requires_grad)
