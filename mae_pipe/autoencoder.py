@@ -46,7 +46,7 @@ class Encoder(VisionTransformer):
         drop_path: stochastic depth of the last block, rising linearly from 0.
     """
 
-    cls_token: nn.Parameter
+    cls_token: nn.Parameter | None
     reg_token: nn.Parameter | None  # the class tokens after the first
     mask_token: nn.Parameter | None
     pos_embed: Tensor  # type: ignore[assignment]
@@ -59,7 +59,8 @@ class Encoder(VisionTransformer):
             patch_size=shape.sides,
             in_chans=channels,
             num_classes=0,
-            reg_tokens=shape.class_tokens - 1,
+            class_token=shape.class_tokens > 0,
+            reg_tokens=max(0, shape.class_tokens - 1),
             qk_norm=shape.qk_norm,
             init_values=shape.layer_scale,
             global_pool="",
@@ -74,15 +75,15 @@ class Encoder(VisionTransformer):
         self.grid = Grid(size[0] // shape.sides[0], size[1] // shape.sides[1])
         self.patch_embed.proj = PatchProjection(channels, shape.width, shape.sides, stride=shape.sides)
         table = sincos_positions(shape.width, self.grid.rows, self.grid.cols, first=shape.class_tokens)
-        table = table.to(self.cls_token.device)
+        table = table.to(self.patch_embed.proj.weight.device)
         del self.pos_embed
         if learned:
             self.pos_embed = nn.Parameter(table)
         else:
             self.register_buffer("pos_embed", table)
-        nn.init.normal_(self.cls_token, std=0.02)
-        if self.reg_token is not None:
-            nn.init.normal_(self.reg_token, std=0.02)
+        for token in (self.cls_token, self.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=0.02)
         initialise(self)
         # After all else, so that the other first weights are the same with it and without.
         self.mask_token = nn.Parameter(torch.empty(1, 1, shape.width).normal_(std=0.02)) if shape.mask_tokens else None
@@ -104,13 +105,19 @@ class Encoder(VisionTransformer):
                 patches, known = torch.cat([patches, hidden], dim=1), mask.order  # [B, N, D]
             positions = positions[0][known]
         patches = patches + positions
-        tokens = self.cls_token if self.reg_token is None else torch.cat([self.cls_token, self.reg_token], dim=1)
-        first = (tokens + self.pos_embed[:, : self.num_prefix_tokens]).expand(len(images), -1, -1)
-        tokens = torch.cat([first.to(patches.dtype), patches], dim=1).to(self.cls_token.dtype)  # [B, T + V, D]
+        tokens = self._with_class_tokens(patches).to(self.patch_embed.proj.weight.dtype)  # [B, T + V, D]
         for block in self.blocks:
             tokens = block(tokens)
         out: Tensor = self.norm(tokens)
         return out
+
+    def _with_class_tokens(self, patches: Tensor) -> Tensor:
+        """[B, V, D] -> [B, T + V, D]."""
+        own: list[Tensor] = [token for token in (self.cls_token, self.reg_token) if token is not None]
+        if not own:
+            return patches
+        first = (torch.cat(own, dim=1) + self.pos_embed[:, : self.num_prefix_tokens]).expand(len(patches), -1, -1)
+        return torch.cat([first.to(patches.dtype), patches], dim=1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Encoder:
         _keep_positions(self, partial(super()._apply, fn, recurse))

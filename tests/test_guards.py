@@ -32,7 +32,15 @@ def test_what_we_build_passes(target: str, mask: str, loss_on: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [{"mask_tokens": True}, {"class_tokens": 4}, {"qk_norm": True}, {"layer_scale": 0.1}, {"drop_path": 0.5}]
+    "shape",
+    [
+        {"mask_tokens": True},
+        {"class_tokens": 4},
+        {"class_tokens": 0},
+        {"qk_norm": True},
+        {"layer_scale": 0.1},
+        {"drop_path": 0.5},
+    ],
 )
 def test_every_option_of_the_encoder_passes(shape: dict[str, object]) -> None:
     assert failed(task_of(encoder=ENCODER.model_copy(update=shape))) == set()

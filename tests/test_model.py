@@ -336,6 +336,7 @@ def test_images_that_do_not_split_into_patches_are_refused() -> None:
     ("change", "timms"),
     [
         ({"class_tokens": 4}, {"reg_tokens": 3}),
+        ({"class_tokens": 0}, {"class_token": False}),
         ({"qk_norm": True}, {"qk_norm": True}),
         ({"layer_scale": 0.1}, {"init_values": 0.1}),
         ({"patch": (8, 4), "mlp_ratio": 2.5}, {"patch_size": (8, 4), "mlp_ratio": 2.5}),

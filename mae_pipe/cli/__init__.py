@@ -14,6 +14,8 @@ from mae_pipe.errors import MaePipeError, closest
 VERBS = {  # verb -> the module of mae_pipe.cli that holds a click command of that name
     "shard": "shard",
     "verify": "shard",
+    "plan": "plan",
+    "check": "check",
     "pretrain": "pretrain",
     "probe": "downstream",
     "finetune": "downstream",
@@ -32,6 +34,8 @@ class _Verbs(click.Group):
     SUMMARIES: ClassVar[dict[str, str]] = {
         "shard": "Build shards from a folder of images.",
         "verify": "Check every hash and count of shards.",
+        "plan": "Say what a recipe costs.",
+        "check": "Check that a recipe or a run can learn at all.",
         "pretrain": "Pretrain a masked autoencoder on shards.",
         "probe": "Train a linear probe on a frozen encoder.",
         "finetune": "Finetune an encoder on labelled shards.",
