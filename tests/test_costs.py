@@ -61,7 +61,7 @@ def test_a_recipe_that_cannot_learn_fails_its_check() -> None:
     command = [sys.executable, "-m", "mae_pipe", "check", "digits", "--set", "decoder.depth=0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 8
-    wrong = [line for line in done.stdout.splitlines() if line.startswith("wrong")]
+    wrong = [line for line in done.stdout.splitlines() if line.split()[:1] == ["wrong"]]
     assert len(wrong) == 1
     assert "every trainable parameter gets a gradient" in wrong[0]
     assert done.stderr.startswith("mae-pipe: 1 check does not hold")
