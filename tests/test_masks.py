@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chi2
 from torch import Tensor
 
 from mae_pipe.catalog import Catalog
@@ -64,15 +65,108 @@ def test_a_mask_is_a_split_of_all_patches(patches: int, ratio: float, seed: int)
         assert (highest_kept <= scores.gather(1, mask.hidden).min(1).values).all()
 
 
-def test_random_hides_every_patch_equally_often() -> None:
-    often = hidden_maps("random", 4000, 0.75).float().mean(0)
-    assert often.mean().item() == pytest.approx(0.75, abs=1e-6)
-    assert (often - 0.75).abs().max().item() < 5 * (0.75 * 0.25 / 4000) ** 0.5
+RATIOS = [*(round(0.05 * n, 2) for n in range(2, 20))]  # 0.1 to 0.95
+GRIDS = [Grid(14, 14), Grid(16, 16), Grid(7, 7), Grid(6, 10), Grid(3, 17), Grid(2, 20)]
 
 
-def test_block_hides_every_patch_equally_often() -> None:
-    often = hidden_maps("block", 4000, 0.5).float().mean(0)
-    assert (often - 0.5).abs().max().item() < 5 * (0.5 * 0.5 / 4000) ** 0.5
+@pytest.mark.parametrize("name", CATALOG.names("mask"))
+@pytest.mark.parametrize("grid", GRIDS, ids=lambda g: f"{g.rows}x{g.cols}")
+def test_the_share_is_exact_on_every_grid_for_every_ratio(name: str, grid: Grid) -> None:
+    scores = scores_of(name, 4, grid)
+    for ratio in RATIOS:
+        hidden = Mask.from_scores(scores, ratio).as_map().sum(1)
+        assert hidden.tolist() == [grid.size - int(grid.size * (1 - ratio))] * 4
+
+
+EVEN: list[tuple[str, dict[str, Any], Grid, float]] = [
+    ("random", {}, GRID, 0.75),
+    ("random", {}, Grid(5, 9), 0.6),
+    ("block", {}, GRID, 0.5),
+    ("block", {"blocks": 2, "min_side": 0.2}, Grid(6, 11), 0.4),
+    ("grid", {"shift": True}, Grid(8, 12), 0.75),
+    ("grid", {"shift": True}, Grid(8, 8), 0.6),
+    ("grid-block", {}, Grid(16, 16), 0.75),
+    ("grid-block", {"side": 2}, GRID, 0.7),
+    ("grid-block", {}, GRID, 0.75),  # 4 does not divide 14
+    ("grid-block", {"side": 3, "shift": True}, Grid(6, 9), 0.5),
+    ("checkerboard", {}, GRID, 0.5),
+    ("checkerboard", {}, Grid(6, 10), 0.8),
+    ("checkerboard", {"side": 2}, Grid(8, 8), 0.3),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "grid", "ratio"), EVEN)
+def test_every_patch_is_hidden_equally_often_in_100_000_masks(
+    name: str, options: dict[str, Any], grid: Grid, ratio: float
+) -> None:
+    """Chi-square with a covariance: the patches of one mask are not independent of each other."""
+    images, parts = 100_000, 20
+    sampler: MaskSampler = CATALOG.build("mask", name, options)
+    hidden = []
+    for part in range(parts):
+        positions = torch.arange(images // parts) + part * (images // parts)
+        pixels = torch.zeros(1, 1, 1, 1).expand(len(positions), 1, grid.rows, grid.cols)
+        hidden.append(Mask.from_scores(sampler.scores(pixels, grid, Rng(23, positions)), ratio).as_map())
+    maps = torch.cat(hidden).float()
+    share = 1 - int(grid.size * (1 - ratio)) / grid.size
+    off = (maps.mean(0) - share).double()  # [N]
+    covariance = torch.cov(maps.T).double() / images
+    # The count is exact, and masks of whole cells have fewer freedoms still: the pseudo-inverse counts them.
+    values, vectors = torch.linalg.eigh(covariance)
+    kept = values > values.max() * 1e-6
+    statistic = float(((vectors[:, kept].T @ off).square() / values[kept]).sum())
+    assert chi2.sf(statistic, int(kept.sum())) > 1e-4
+    outside = (vectors[:, ~kept].T @ off).abs()
+    assert float(outside.max() if len(outside) else 0.0) < 1e-3  # what cannot vary is right as it is
+
+
+def test_grid_block_hides_whole_cells() -> None:
+    hidden = hidden_maps("grid-block", 50, 0.75, Grid(16, 16))
+    cells = hidden.view(50, 4, 4, 4, 4).float().mean((2, 4))  # [images, 4, 4]
+    assert set(cells.unique().tolist()) == {0.0, 1.0}
+    assert len(cells.flatten(1).unique(dim=0)) > 40  # not always the same ones
+    partly = hidden_maps("grid-block", 50, 0.7, Grid(16, 16)).view(50, 4, 4, 4, 4).float().mean((2, 4))
+    assert ((partly > 0) & (partly < 1)).flatten(1).sum(1).tolist() == [1] * 50
+
+
+def test_grid_block_is_shifted_where_cells_do_not_divide_the_grid() -> None:
+    hidden = hidden_maps("grid-block", 200, 0.5, Grid(14, 14), side=4)
+    assert len({tuple(row.nonzero().flatten().tolist()) for row in hidden[:, 0]}) > 20
+    together = (hidden[:, 1:].float() * hidden[:, :-1].float()).mean() / hidden.float().mean()
+    assert together > 0.75
+
+
+def test_a_checkerboard_is_one_at_one_half() -> None:
+    board = (torch.arange(14)[:, None] + torch.arange(14)) % 2 == 0
+    hidden = hidden_maps("checkerboard", 40, 0.5)
+    assert all(torch.equal(one, board) or torch.equal(one, ~board) for one in hidden)
+    assert {bool(one[0, 0]) for one in hidden} == {True, False}
+    low, high = hidden_maps("checkerboard", 40, 0.3), hidden_maps("checkerboard", 40, 0.7)
+    assert all(not (one & board).any() or not (one & ~board).any() for one in low)
+    assert all((one | board).all() or (one | ~board).all() for one in high)
+
+
+def test_squares_of_a_checkerboard_may_be_larger() -> None:
+    hidden = hidden_maps("checkerboard", 3, 0.5, Grid(8, 8), side=2)
+    squares = hidden.view(3, 4, 2, 4, 2).float().mean((2, 4))
+    assert set(squares.unique().tolist()) == {0.0, 1.0}
+    assert (squares.view(3, 4, 4)[:, 0, 0] != squares.view(3, 4, 4)[:, 0, 1]).all()
+
+
+@pytest.mark.parametrize("name", ["grid-block", "checkerboard"])
+def test_a_side_below_one_is_refused(name: str) -> None:
+    with pytest.raises(PluginError, match="refuses its options: side must be at least 1"):
+        CATALOG.build("mask", name, {"side": 0})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", CATALOG.names("mask"))
+def test_a_cuda_device_draws_the_same_masks(name: str) -> None:
+    sampler: MaskSampler = CATALOG.build("mask", name, {})
+    pixels, positions = torch.zeros(512, 3, 14, 14), torch.arange(512)
+    here = sampler.scores(pixels, GRID, Rng(5, positions))
+    there = sampler.scores(pixels.cuda(), GRID, Rng(5, positions.cuda()))
+    assert torch.equal(Mask.from_scores(here, 0.75).order, Mask.from_scores(there, 0.75).order.cpu())
 
 
 def test_block_hides_regions() -> None:
