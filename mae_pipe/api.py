@@ -1,6 +1,9 @@
 """The public names: all that plugins, shard formats and scripts need.
 
 Names are imported when first used, so that what needs no torch does not wait for it.
+
+``VERSION`` is of these names and contracts: a plugin that was built for another first number is
+refused, the second grows when something is added. A plugin package says ``MAE_PIPE_API = 1``.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from mae_pipe.patches import patchify as patchify
     from mae_pipe.patches import unpatchify as unpatchify
     from mae_pipe.rng import Rng as Rng
+
+VERSION = (1, 0)
 
 _HOME = {
     "Batch": "mae_pipe.data.stream",

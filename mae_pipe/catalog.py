@@ -7,12 +7,11 @@ So ``mae-pipe plugins`` needs no torch, and a broken plugin hurts only those who
 
 from __future__ import annotations
 
-import ast
+import hashlib
 import importlib
 import importlib.util
 import inspect
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,11 +20,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
+from mae_pipe import declared
+from mae_pipe.api import VERSION
+from mae_pipe.declared import GIVEN, KINDS, Declared, Option, of_signature
 from mae_pipe.errors import PluginError, closest
+from mae_pipe.options import checked
 
 GROUP = "mae_pipe.plugins"
 OWN = "mae-pipe"  # this distribution is read first: nobody can take a built-in's name
-KINDS = {"MaskSampler": "mask", "Target": "target", "Head": "head", "Method": "method", "ShardFormat": "shards"}
 
 C = TypeVar("C", bound=type)
 
@@ -49,15 +51,33 @@ def kind_of(cls: type) -> str | None:
 
 @dataclass(frozen=True)
 class Entry:
-    """One installed plugin, known without importing it."""
+    """One installed plugin, known without importing it.
+
+    Attributes:
+        package: the distribution, or the path of a local file; ``version`` is the distribution's, "" of a file.
+        api: for which version of ``mae_pipe.api`` it was built.
+    """
 
     kind: str
     name: str
-    package: str  # the distribution, or the file's path
-    summary: str  # the first line of its docstring
+    package: str
+    version: str
     module: str
     cls: str
-    options: tuple[str, ...] = ()  # "name: type = default"; of a local file "name = default"
+    path: Path | None
+    api: tuple[int, int]
+    doc: str
+    options: tuple[Option, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """The first line of its docstring."""
+        return self.doc.partition("\n")[0]
+
+    @property
+    def signature(self) -> str:
+        """All its options, with types and defaults."""
+        return ", ".join(map(str, self.options)) or "no options"
 
 
 @dataclass
@@ -69,6 +89,8 @@ class Catalog:
 
     files: tuple[Path, ...] = ()
     broken: dict[str, str] = field(default_factory=dict)  # module or file -> why it could not be read
+    _refused: dict[str, str] = field(default_factory=dict, init=False, repr=False)  # name -> why it cannot be used
+    _local: dict[Path, ModuleType] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def entries(self) -> dict[tuple[str, str], Entry]:
@@ -81,8 +103,7 @@ class Catalog:
                         f"{entry.kind} {entry.name!r} is already taken by {other.module}.{other.cls} of {other.package}"
                     )
         for path in self.files:
-            module = _import_file(path)
-            for entry in _of_module(module, str(path)):
+            for entry in self._of_file(path):
                 found[entry.kind, entry.name] = entry
         return found
 
@@ -90,14 +111,24 @@ class Catalog:
         """The installed names of one kind, sorted."""
         return sorted(name for k, name in self.entries if k == kind)
 
-    def find(self, kind: str, name: str) -> type[Any]:
-        """The class of one plugin; imports its module only."""
+    def entry(self, kind: str, name: str) -> Entry:
+        """What is known of one plugin without importing it."""
         entry = self.entries.get((kind, name))
+        if entry is None and name in self._refused:
+            raise PluginError(self._refused[name])
         if entry is None:
             known = self.names(kind)
             raise PluginError(
                 f"there is no {kind} plugin {name!r}{closest(name, known)}; installed are {', '.join(known) or 'none'}"
             )
+        return entry
+
+    def find(self, kind: str, name: str) -> type[Any]:
+        """The class of one plugin; imports its module only."""
+        entry = self.entry(kind, name)
+        for path in self.files:
+            if entry.module == _name_of(path):
+                return getattr(self._module(path), entry.cls)  # type: ignore[no-any-return]
         try:
             cls = getattr(importlib.import_module(entry.module), entry.cls)
         except (Exception, SystemExit) as error:  # whatever a stranger's module does on import
@@ -111,19 +142,72 @@ class Catalog:
         """An instance: ``options`` by the user's recipe, and what it asks for by name of what is ``given``."""
         cls = self.find(kind, name)
         asked = inspect.signature(cls).parameters
+        taken = given
         if not any(p.kind is p.VAR_KEYWORD for p in asked.values()):
-            given = {word: value for word, value in given.items() if word in asked}
+            taken = {word: value for word, value in given.items() if word in asked}
         try:
-            return cls(**given, **options)
-        except (TypeError, ValueError) as error:
-            takes = ", ".join(self.entries[kind, name].options) or "none"
-            raise PluginError(f"the {kind} plugin {name!r} refuses its options: {error}; it takes {takes}") from error
+            return cls(**taken, **checked(cls, options, given))
+        except (TypeError, ValueError, OSError) as error:
+            raise PluginError(
+                f"the {kind} plugin {name!r} refuses its options: {error}; it takes {self.entry(kind, name).signature}"
+            ) from error
+
+    def record(self, kind: str, name: str) -> dict[str, str]:
+        """What a run keeps of a plugin that it used: kind, name, package, version, and its source file's sha256."""
+        entry = self.entry(kind, name)
+        digest = hashlib.sha256(entry.path.read_bytes()).hexdigest() if entry.path else ""
+        return {"kind": kind, "name": name, "package": entry.package, "version": entry.version, "sha256": digest}
 
     def _of_entry_point(self, point: EntryPoint) -> Iterator[Entry]:
+        package, version = _package(point), point.dist.version if point.dist else ""
         try:
-            yield from _read(point.module, _package(point))
+            found = list(declared.declared(point.module))
+            if not found:  # marked in a way that the source does not show
+                yield from _of_module(importlib.import_module(point.module), package, version)
+            for marked in found:
+                if self._fits(marked, package):
+                    yield from _entries(marked, package, version, lambda m: importlib.import_module(m.module))
         except (Exception, SystemExit) as error:  # a stranger's package: named in the list, never in the way
             self.broken[point.value] = " ".join(f"{type(error).__name__}: {error}".split())
+
+    def _of_file(self, path: Path) -> Iterator[Entry]:
+        """The plugins of a local file; what is wrong with it is said at once, since its user named it."""
+        if not path.is_file():
+            raise PluginError(f"there is no plugin file {path}; give the path of a Python file")
+        if path.suffix != ".py":
+            raise PluginError(f"{path} is not a Python file; a plugin file ends in .py")
+        try:
+            found = list(declared.declared(_name_of(path), path))
+        except (SyntaxError, ValueError) as error:
+            raise PluginError(f"the plugin file {path} cannot be loaded: {type(error).__name__}: {error}") from error
+        entries = list(_of_module(self._module(path), str(path), "")) if not found else []
+        if not found and not entries:
+            raise PluginError(f"the plugin file {path} holds no class marked @plugin(name)")
+        yield from entries
+        for marked in found:
+            if self._fits(marked, str(path)):
+                yield from _entries(marked, str(path), "", lambda m: self._module(m.path))
+
+    def _fits(self, marked: Declared, package: str) -> bool:
+        """Whether a plugin was built for this version of ``mae_pipe.api``; if not, it is said when it is named."""
+        (major, minor), now = marked.api, f"{VERSION[0]}.{VERSION[1]}"
+        if major == VERSION[0] and minor <= VERSION[1]:
+            return True
+        why = f"built for version {major}.{minor} of mae_pipe.api, and this mae-pipe has {now}"
+        self.broken[f"{marked.module}.{marked.cls}"] = why
+        newer = marked.api > VERSION
+        self._refused.setdefault(
+            marked.name,
+            f"the plugin {marked.name!r} of {package} was {why}; "
+            + (f"upgrade mae-pipe, or take a {package} for {VERSION[0]}" if newer else f"upgrade {package}"),
+        )
+        return False
+
+    def _module(self, path: Path) -> ModuleType:
+        """A local plugin file as a module of its own, run once."""
+        if path not in self._local:
+            self._local[path] = _import_file(path)
+        return self._local[path]
 
 
 def _package(point: EntryPoint) -> str:
@@ -131,63 +215,27 @@ def _package(point: EntryPoint) -> str:
     return point.dist.name if point.dist else "unknown"
 
 
-def _read(module: str, package: str) -> Iterator[Entry]:
-    """The plugins of a module, and of a package's modules, from their source alone."""
-    spec = importlib.util.find_spec(module)
-    if spec is None:
-        raise ModuleNotFoundError(f"no module {module!r}")
-    found = False
-    for name, path in _sources(spec):
-        with warnings.catch_warnings(action="ignore", category=SyntaxWarning):  # its author's affair
-            tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
-        for node in tree.body:
-            if isinstance(node, ast.ClassDef) and (marked := _mark(node)):
-                base = next((KINDS[b] for b in map(_last_name, node.bases) if b in KINDS), None)
-                if base is None:  # derives from another plugin: only importing tells its kind
-                    yield from (e for e in _of_module(importlib.import_module(name), package) if e.cls == node.name)
-                else:
-                    summary = (ast.get_docstring(node) or "").strip().split("\n")[0]
-                    yield Entry(base, marked, package, summary, name, node.name, _options(node))
-                found = True
-    if not found:  # marked in a way that the source does not show
-        yield from _of_module(importlib.import_module(module), package)
+def _entries(marked: Declared, package: str, version: str, load: Callable[[Declared], ModuleType]) -> Iterator[Entry]:
+    if marked.kind is None or marked.options is None:  # only importing tells
+        yield from (e for e in _of_module(load(marked), package, version) if e.cls == marked.cls)
+    else:
+        yield Entry(
+            marked.kind,
+            marked.name,
+            package,
+            version,
+            marked.module,
+            marked.cls,
+            marked.path,
+            marked.api,
+            marked.doc,
+            marked.options,
+        )
 
 
-def _sources(spec: importlib.machinery.ModuleSpec) -> Iterator[tuple[str, Path]]:
-    if spec.submodule_search_locations is None:
-        if spec.origin and spec.origin.endswith(".py"):
-            yield spec.name, Path(spec.origin)
-        return
-    for folder in spec.submodule_search_locations:
-        for path in sorted(Path(folder).glob("*.py")):
-            yield (spec.name if path.stem == "__init__" else f"{spec.name}.{path.stem}"), path
-
-
-def _mark(node: ast.ClassDef) -> str | None:
-    for decorator in node.decorator_list:
-        if isinstance(decorator, ast.Call) and _last_name(decorator.func) == "plugin" and decorator.args:
-            first = decorator.args[0]
-            if isinstance(first, ast.Constant) and isinstance(first.value, str):
-                return first.value
-    return None
-
-
-def _last_name(node: ast.expr) -> str:
-    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
-
-
-def _options(node: ast.ClassDef) -> tuple[str, ...]:
-    """What a user may set: the arguments of ``__init__`` that have a default."""
-    for item in node.body:
-        if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            positional = item.args.args[len(item.args.args) - len(item.args.defaults) :]
-            pairs = [*zip(positional, item.args.defaults, strict=True)]
-            pairs += [(a, d) for a, d in zip(item.args.kwonlyargs, item.args.kw_defaults, strict=True) if d]
-            return tuple(f"{ast.unparse(argument)} = {ast.unparse(default)}" for argument, default in pairs)
-    return ()
-
-
-def _of_module(module: ModuleType, package: str) -> Iterator[Entry]:
+def _of_module(module: ModuleType, package: str, version: str) -> Iterator[Entry]:
+    """The marked classes of an imported module."""
+    path = Path(module.__file__) if module.__file__ else None
     for value in list(vars(module).values()):
         name = vars(value).get("__plugin__") if isinstance(value, type) else None
         if name and value.__module__ == module.__name__:
@@ -197,20 +245,21 @@ def _of_module(module: ModuleType, package: str) -> Iterator[Entry]:
                     f"{value.__name__} in {package} is marked @plugin({name!r}) but derives from no contract; "
                     f"expected one of {', '.join(KINDS)}"
                 )
-            summary = (value.__doc__ or "").strip().split("\n")[0]
-            parameters = inspect.signature(value).parameters.values()
-            options = tuple(f"{p.name} = {p.default!r}" for p in parameters if p.default is not p.empty)
-            yield Entry(kind, name, package, summary, module.__name__, value.__name__, options)
+            doc, options = inspect.cleandoc(value.__doc__ or ""), of_signature(value, GIVEN.get(kind, set()))
+            cls, api = value.__name__, declared.FIRST_API
+            yield Entry(kind, name, package, version, module.__name__, cls, path, api, doc, options)
+
+
+def _name_of(path: Path) -> str:
+    """Of a local file's module: two files of one name are two modules."""
+    return f"mae_pipe_local_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
 
 
 def _import_file(path: Path) -> ModuleType:
-    """A local plugin file as a module of its own."""
-    if not path.is_file():
-        raise PluginError(f"there is no plugin file {path}; give the path of a Python file")
-    name = f"mae_pipe_local_{path.stem}"
+    name = _name_of(path)
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise PluginError(f"{path} is not a Python file; a plugin file ends in .py")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -218,6 +267,4 @@ def _import_file(path: Path) -> ModuleType:
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise PluginError(f"the plugin file {path} cannot be loaded: {type(error).__name__}: {error}") from error
-    if not any(_of_module(module, str(path))):
-        raise PluginError(f"the plugin file {path} holds no class marked @plugin(name)")
     return module

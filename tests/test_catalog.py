@@ -58,7 +58,7 @@ def test_an_unknown_name_shows_the_closest() -> None:
 
 
 def test_an_unknown_option_shows_the_known_ones() -> None:
-    with pytest.raises(PluginError, match=r"'blokcs'; it takes blocks: int = 4, min_side: float = 0\.3"):
+    with pytest.raises(PluginError, match=r"'blokcs' \(did you mean 'blocks'\?\); it takes blocks: int = 4, min_"):
         Catalog().build("mask", "block", {"blokcs": 3})
 
 
@@ -66,10 +66,12 @@ def test_a_local_file_is_read_with_its_options_and_checks(tmp_path: Path) -> Non
     catalog = Catalog(files=(local(tmp_path),))
     entry = catalog.entries["mask", "corner"]
     assert (entry.package, entry.summary) == (str(tmp_path / "local.py"), "Hide the top left first.")
-    assert entry.options == ("sharp = 2.0", "name = 'x'")
+    assert list(map(str, entry.options)) == ["sharp: float = 2.0", "name: str = 'x'"]
     sampler = catalog.build("mask", "corner", {"sharp": 3.0})
     assert isinstance(sampler, MaskSampler)
-    with pytest.raises(PluginError, match=r"sharp must be positive, got -1; it takes sharp = 2\.0"):
+    with pytest.raises(
+        PluginError, match=r"sharp must be positive, got -1\.0; it takes sharp: float = 2\.0, name: str = 'x'"
+    ):
         catalog.build("mask", "corner", {"sharp": -1})
 
 
