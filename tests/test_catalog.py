@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
 from pathlib import Path
 
 import pytest
 
-from mae_pipe import api
+from mae_pipe import __version__, api
 from mae_pipe.catalog import Catalog, plugin
 from mae_pipe.contracts import MaskSampler, Target
 from mae_pipe.errors import PluginError
@@ -124,3 +126,102 @@ def test_every_public_name_exists_and_nothing_else_does() -> None:
     assert dir(api) == api.__all__ == sorted(api.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'Randon'"):
         api.Randon  # noqa: B018
+
+
+def package(folder: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], point: str = "strange") -> None:
+    """Install a stranger's distribution ``strange`` 0.3 into ``folder``, as pip leaves it."""
+    for name, text in files.items():
+        (folder / "strange" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "strange" / name).write_text(text)
+    (folder / "strange-0.3.dist-info").mkdir()
+    (folder / "strange-0.3.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: strange\nVersion: 0.3\n")
+    (folder / "strange-0.3.dist-info" / "entry_points.txt").write_text(f"[mae_pipe.plugins]\nx = {point}\n")
+    monkeypatch.syspath_prepend(folder)
+
+
+ODD = "from mae_pipe.api import MaskSampler, plugin\n@plugin('odd')\nclass Odd(MaskSampler): '''Odd.'''\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"__init__.py": "MAE_PIPE_API = 2", "odd.py": ODD}, "2.0"),
+        ({"__init__.py": "MAE_PIPE_API: int = 0", "odd.py": ODD}, "0.0"),
+        ({"__init__.py": "MAE_PIPE_API = 1", "odd.py": f"MAE_PIPE_API = (1, 9)\n{ODD}"}, "1.9"),
+        ({"__init__.py": "", "odd.py": f"MAE_PIPE_API = 2\n{ODD.replace('MaskSampler', 'Exporter')}"}, "2.0"),
+    ],
+)
+def test_a_plugin_for_another_version_is_listed_as_not_usable_and_refused_when_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], said: str
+) -> None:
+    package(tmp_path, monkeypatch, files)
+    catalog = Catalog()
+    assert "odd" not in catalog.names("mask")
+    assert catalog.broken == {"strange.odd.Odd": f"built for version {said} of mae_pipe.api, and this mae-pipe has 1.0"}
+    with pytest.raises(
+        PluginError, match=rf"'odd' of strange was built for version {said} of mae_pipe\.api, and this m"
+    ):
+        catalog.find("mask", "odd")
+    assert "strange" not in sys.modules
+    assert catalog.find("mask", "random").__plugin__ == "random"
+
+
+@pytest.mark.parametrize("said", ["", "MAE_PIPE_API = 1", "MAE_PIPE_API = (1, 0)"])
+def test_a_plugin_for_this_version_or_for_none_is_usable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    package(tmp_path, monkeypatch, {"__init__.py": said, "inner/__init__.py": "", "inner/odd.py": ODD}, "strange.inner")
+    catalog = Catalog()
+    assert catalog.broken == {}
+    assert catalog.entries["mask", "odd"].api == api.VERSION == (1, 0)
+    assert "strange" not in sys.modules
+
+
+def test_a_version_that_is_none_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package(tmp_path, monkeypatch, {"__init__.py": "MAE_PIPE_API = 'one'", "odd.py": ODD})
+    catalog = Catalog()
+    assert "odd" not in catalog.names("mask")
+    assert catalog.broken["strange"].endswith("is 'one'; expected a number such as 1, or (1, 0)")
+
+
+def test_a_local_file_for_another_version_is_refused_when_named(tmp_path: Path) -> None:
+    catalog = Catalog(files=(local(tmp_path, f"MAE_PIPE_API = 3\n{LOCAL}"),))
+    with pytest.raises(PluginError, match=r"'corner' of .*local\.py was built for version 3\.0 .*; upgrade mae-pipe"):
+        catalog.find("mask", "corner")
+
+
+def test_a_run_can_keep_what_a_plugin_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package(tmp_path, monkeypatch, {"__init__.py": "", "odd.py": ODD})
+    path = local(tmp_path)
+    catalog = Catalog(files=(path,))
+    assert catalog.record("mask", "odd") == {
+        "kind": "mask",
+        "name": "odd",
+        "package": "strange",
+        "version": "0.3",
+        "sha256": hashlib.sha256(ODD.encode()).hexdigest(),
+    }
+    assert catalog.record("mask", "corner") == {
+        "kind": "mask",
+        "name": "corner",
+        "package": str(path),
+        "version": "",
+        "sha256": hashlib.sha256(LOCAL.encode()).hexdigest(),
+    }
+    assert catalog.record("mask", "random")["version"] == __version__
+
+
+def test_listing_a_local_file_does_not_run_it(tmp_path: Path) -> None:
+    catalog = Catalog(files=(local(tmp_path, LOCAL + "\nraise SystemExit('run')"),))
+    assert "corner" in catalog.names("mask")
+    with pytest.raises(PluginError, match="SystemExit: run"):
+        catalog.find("mask", "corner")
+
+
+def test_two_files_of_one_name_are_two(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    catalog = Catalog(files=(local(tmp_path / "a"), local(tmp_path / "b", LOCAL.replace("corner", "other"))))
+    first, second = catalog.find("mask", "corner"), catalog.find("mask", "other")
+    assert (first.__plugin__, second.__plugin__) == ("corner", "other")
+    assert first.__module__ != second.__module__
