@@ -16,7 +16,8 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.classification import UNTRAINED, Classification, read_weights
 from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.order import Share
-from mae_pipe.data.stream import Shelf, Stream
+from mae_pipe.data.shelf import Shelf
+from mae_pipe.data.stream import Stream
 from mae_pipe.disk import write_whole
 from mae_pipe.engine import Engine
 from mae_pipe.errors import DataError, RunError

@@ -9,7 +9,7 @@ Channels = tuple[float, ...]  # one number a channel, of values in [0, 1]
 
 
 def normalise(pixels: Tensor, mean: Channels, std: Channels) -> Tensor:
-    """[B, 3, S, S] uint8 -> float32: (pixels / 255 - mean) / std.
+    """[B, C, H, W] uint8 -> float32: (pixels / 255 - mean) / std.
 
     ``mean`` and ``std`` go to the device as arguments of its kernels, so nothing is copied and nothing waits.
     """
@@ -21,7 +21,7 @@ def normalise(pixels: Tensor, mean: Channels, std: Channels) -> Tensor:
 
 
 def pixels_of(images: Tensor, mean: Channels, std: Channels) -> Tensor:
-    """[B, 3, S, S] normalised float -> uint8: the inverse of ``normalise``, rounded and clipped."""
+    """[B, C, H, W] normalised float -> uint8: the inverse of ``normalise``, rounded and clipped."""
     pixels = images.detach().to(torch.float32, copy=True)
     for channel, centre, spread in zip(pixels.unbind(1), mean, std, strict=True):
         channel.mul_(255 * spread).add_(255 * centre)

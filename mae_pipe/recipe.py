@@ -8,17 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
+from pydantic_core import PydanticCustomError
 
 from mae_pipe.errors import RecipeError, closest
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
+Strength = Annotated[float, Field(ge=0)]
 
 
 class _Part(BaseModel):
@@ -32,33 +34,70 @@ class Chosen(_Part):
     options: dict[str, Any] = {}
 
 
+def _one_or_two(value: Any, handler: Callable[[Any], Any]) -> Any:
+    try:
+        return handler(tuple(value) if isinstance(value, list) else value)
+    except ValidationError:
+        raise PydanticCustomError("sides", "expected a number of pixels, or [height, width]") from None
+
+
+Sides = Annotated[Positive | tuple[Positive, Positive], WrapValidator(_one_or_two)]
+
+
 class Data(_Part):
     """Which pixels a step sees."""
 
-    size: Positive = 224  # S, pixels
-    crop: Literal["random", "centre"] = "random"
-    crop_scale: tuple[Share, Share] = (0.2, 1.0)  # of the image's area
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
+    size: Sides = 224  # S, pixels; or [height, width]
+    crop: Literal["random", "fixed", "centre", "none"] = "random"  # table 1e; none: centre, never mirrored
+    crop_scale: tuple[Share, Share] = (0.2, 1.0)  # random crop: of the image's area
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # random crop: width / height
+    crop_share: Annotated[float, Field(gt=0, le=1)] = 0.875  # fixed crop: its side in the resized image's short side
     flip: Share = 0.5  # probability of a horizontal flip
+    jitter: tuple[Strength, Strength, Strength, Annotated[float, Field(ge=0, le=0.5)]] = (0.0, 0.0, 0.0, 0.0)
+    # ^ brightness, contrast, saturation, hue, as torchvision's ColorJitter; usual is (0.4, 0.4, 0.4, 0.1)
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"  # of all crops; antialiased
     centre_share: Annotated[float, Field(gt=0, le=1)] = 0.875  # centre crop: its side in the resized image's short side
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet's, as timm
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of each channel, in [0, 1]; ImageNet's, as timm
+    std: tuple[Annotated[float, Field(gt=0)], ...] = (0.229, 0.224, 0.225)
     global_batch: Positive = 4096  # images an optimizer step, on any number of ranks
     micro_batch: Positive = 64  # images at once on one rank; the rest is accumulated
     workers: Annotated[int, Field(ge=0)] = 8  # decoding threads a rank
 
     @model_validator(mode="after")
-    def _ordered(self) -> Data:
+    def _fits(self) -> Data:
         if not 0 < self.crop_scale[0] <= self.crop_scale[1]:
             raise ValueError("crop_scale must be two rising numbers in (0, 1]")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
             raise ValueError("crop_ratio must be two rising positive numbers")
+        if not self.mean or len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean has {len(self.mean)} numbers and std {len(self.std)}; both need one for each channel"
+            )
+        if any(self.jitter) and self.crop == "none":
+            raise ValueError('crop "none" is no augmentation at all; set crop to "centre", or jitter to zeros')
+        if any(self.jitter) and self.channels not in (1, 3):
+            raise ValueError(f"jitter is for colour or grey images, not for {self.channels} channels; set it to zeros")
         return self
 
     @property
     def sides(self) -> tuple[int, int]:
         """H and W, pixels."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def height(self) -> int:
+        """H, pixels."""
+        return self.sides[0]
+
+    @property
+    def width(self) -> int:
+        """W, pixels."""
+        return self.sides[1]
+
+    @property
+    def channels(self) -> int:
+        """C: one for each number of ``mean``."""
+        return len(self.mean)
 
 
 class EncoderShape(_Part):

@@ -7,13 +7,16 @@ import io
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from scipy.stats import chisquare
 from torchvision.transforms import CenterCrop, InterpolationMode, RandomResizedCrop, Resize
-from torchvision.transforms.functional import resized_crop
+from torchvision.transforms.functional import crop, resized_crop
 
 from mae_pipe.data import crops, decode
 from mae_pipe.data.sample import Stored
-from mae_pipe.seeding import key
+from mae_pipe.seeding import key, uniforms
 
 
 def boxes(count: int, width: int, height: int) -> np.ndarray:
@@ -54,19 +57,67 @@ def noise(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def test_a_crop_equals_torchvisions_bit_for_bit() -> None:
+@pytest.mark.parametrize("name", ["bicubic", "bilinear", "lanczos", "nearest"])
+@pytest.mark.parametrize("size", [(32, 32), (24, 40)])
+def test_a_crop_equals_torchvisions_bit_for_bit(name: str, size: tuple[int, int]) -> None:
     image = noise(93, 71)
-    ours = decode.cropped(image, (10, 5, 70, 60), 32, flip=False)
-    theirs = resized_crop(image, 5, 10, 55, 60, [32, 32], InterpolationMode.BICUBIC)
-    assert np.array_equal(ours, np.asarray(theirs))
-    assert np.array_equal(decode.cropped(image, (10, 5, 70, 60), 32, flip=True), np.asarray(theirs)[:, ::-1])
+    theirs = np.asarray(resized_crop(image, 5, 10, 55, 60, list(size), InterpolationMode(name)))
+    for mirrored in (False, True):
+        ours = decode.view(image, crops.Cut((10, 5, 70, 60), mirrored=mirrored), size, decode.FILTERS[name])
+        assert np.array_equal(ours, theirs[:, ::-1] if mirrored else theirs)
 
 
+@pytest.mark.parametrize("name", ["bicubic", "bilinear", "lanczos", "nearest"])
 @pytest.mark.parametrize(("width", "height"), [(93, 71), (71, 93), (256, 256), (20, 31), (400, 97)])
-def test_the_centre_view_equals_torchvisions_resize_and_centre_crop(width: int, height: int) -> None:
+def test_the_centre_view_equals_torchvisions_resize_and_centre_crop(width: int, height: int, name: str) -> None:
     image = noise(width, height)
-    theirs = CenterCrop(56)(Resize(64, InterpolationMode.BICUBIC)(image))
-    assert np.array_equal(decode.centred(image, 56, 0.875), np.asarray(theirs))
+    theirs = CenterCrop(56)(Resize(64, InterpolationMode(name))(image))
+    assert np.array_equal(decode.centred(image, 56, 0.875, decode.FILTERS[name]), np.asarray(theirs))
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 90), st.integers(1, 90), st.floats(0.05, 1))
+@settings(max_examples=200, deadline=None)
+def test_a_view_that_is_not_square_is_the_centre_and_keeps_the_images_proportions(
+    width: int, height: int, high: int, wide: int, share: float
+) -> None:
+    cut = crops.centre(width, height, (high, wide), share)
+    assert cut.resized is not None
+    left, top, right, bottom = cut.box
+    assert (right - left, bottom - top) == (wide, high)
+    assert 0 <= left <= right <= cut.resized[0]
+    assert 0 <= top <= bottom <= cut.resized[1]
+    assert abs(left - (cut.resized[0] - right)) <= 1
+    assert abs(top - (cut.resized[1] - bottom)) <= 1
+    frame = max(wide, int(wide / share)), max(high, int(high / share))
+    factors = cut.resized[0] / width, cut.resized[1] / height
+    assert cut.resized[0] == frame[0] or cut.resized[1] == frame[1], "the tightest side is what was asked for"
+    grain = 1 / min(width, height) + 1e-9  # sizes are whole pixels
+    assert abs(factors[0] - factors[1]) <= grain or high == cut.resized[1] or wide == cut.resized[0]
+
+
+def test_a_fixed_crop_is_torchvisions_resize_and_a_box_at_every_place_equally_often() -> None:
+    image = noise(90, 60)
+    resized = Resize(32, InterpolationMode.BICUBIC)(image)  # 48 x 32
+    u = uniforms(key(0, "crop"), np.arange(4000), 2)
+    cuts = [crops.fixed(90, 60, (28, 28), 0.875, tuple(pair)) for pair in u.tolist()]
+    places = np.array([cut.box[:2] for cut in cuts])
+    assert set(map(tuple, places.tolist())) == {(left, top) for left in range(21) for top in range(5)}, "RandomCrop's"
+    counts = np.unique(places, axis=0, return_counts=True)[1]
+    expected = len(cuts) / counts.size
+    assert chisquare(counts).pvalue > 1e-3, f"about {expected:.0f} each"
+    for cut in cuts[:5]:
+        theirs = crop(resized, cut.box[1], cut.box[0], 28, 28)
+        assert np.array_equal(decode.view(image, cut, (28, 28)), np.asarray(theirs))
+
+
+def test_many_channels_are_resized_each_as_a_grey_image() -> None:
+    bands = np.random.default_rng(0).integers(0, 256, (41, 57, 6), dtype=np.uint8)
+    for cut in (crops.Cut((5, 3, 50, 40), None, True), crops.centre(57, 41, (16, 24), 0.8)):
+        seen = decode.view(bands, cut, (16, 24))
+        assert seen.shape == (16, 24, 6)
+        for band in range(6):
+            grey = Image.fromarray(np.ascontiguousarray(bands[..., band]))
+            assert np.array_equal(seen[..., band], decode.view(grey, cut, (16, 24))[..., 0])
 
 
 def test_encoded_and_raw_images_decode_to_the_same_pixels() -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from mae_pipe.catalog import Catalog
 from mae_pipe.data import decode
-from mae_pipe.data.stream import Shelf
+from mae_pipe.data.shelf import Shelf
 from mae_pipe.pixels import normalise
 from mae_pipe.sharding import build
 from tests.workers import measure

@@ -153,3 +153,42 @@ def test_a_closed_stream_leaves_no_thread(shards: Path) -> None:
     before = threading.active_count()
     first(opened(shards), 3)
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("crop", ["random", "fixed", "centre", "none"])
+def test_every_crop_gives_views_of_the_size_whoever_reads_them(shards: Path, crop: str) -> None:
+    chosen = data(crop=crop, size=(24, 16), jitter=(0.0,) * 4 if crop == "none" else (0.4, 0.4, 0.4, 0.1))
+    batches = first(opened(shards, data=chosen), 8)
+    assert batches[0].pixels.shape == (4, 3, 24, 16)
+    assert_same(batches[5:], first(opened(shards, data=chosen), 3, start=20))
+    ranks = [first(opened(shards, Share(rank, 2, 2), data=chosen), 8) for rank in range(2)]
+    assert torch.equal(batches[3].pixels, torch.cat([ranks[0][3].pixels, ranks[1][3].pixels]))
+
+
+def test_none_is_what_evaluation_sees_and_each_augmentation_changes_it(shards: Path) -> None:
+    def epoch(**changes: object) -> dict[int, torch.Tensor]:
+        batches = first(opened(shards, Share(micro_batch=1), data=data(**{"size": 16, **changes})), IMAGES)
+        return {int(batch.numbers): batch.pixels[0] for batch in batches}
+
+    seen = next(opened(shards, Share(micro_batch=IMAGES), training=False).once())
+    plain = dict(zip(seen.numbers.tolist(), seen.pixels, strict=True))
+    assert all(torch.equal(view, plain[number]) for number, view in epoch(crop="none").items())
+    centre = epoch(crop="centre", flip=1.0)
+    assert all(torch.equal(view.flip(2), plain[number]) for number, view in centre.items())
+    for changes in ({"crop": "fixed"}, {"crop": "centre", "flip": 0.0, "jitter": (0.4, 0.4, 0.4, 0.1)}):
+        changed = [not torch.equal(view, plain[number]) for number, view in epoch(**changes).items()]
+        assert sum(changed) > IMAGES // 2
+    assert any(not torch.equal(v, plain[n]) for n, v in epoch(crop="none", interpolation="nearest").items())
+
+
+def test_a_recipe_for_other_channels_is_a_sentence_that_says_what_to_set(shards: Path) -> None:
+    with pytest.raises(DataError, match=r"have 3 channels, but data.mean and data.std have 1 number; set data.mean=\["):
+        opened(shards, data=data(mean=(0.5,), std=(0.2,)))
+
+
+@pytest.mark.parametrize(("labels", "way"), [("multi", "--labels FILE.csv"), ("map", "--maps FOLDER")])
+def test_labels_that_the_shards_lack_are_a_sentence_that_says_how_to_get_them(
+    shards: Path, labels: str, way: str
+) -> None:
+    with pytest.raises(DataError, match=way):
+        opened(shards, labels=labels)

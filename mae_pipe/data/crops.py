@@ -1,8 +1,9 @@
-"""Where an image is cropped: random boxes by position, or the centre."""
+"""Where an image is cropped: random boxes by position, fixed-size boxes at random places, or the centre."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,21 @@ from numpy.typing import NDArray
 from mae_pipe.seeding import uniforms
 
 TRIES = 10  # of torchvision's RandomResizedCrop
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+
+class Cut(NamedTuple):
+    """How a view is cut from an image.
+
+    Attributes:
+        box: of the image, to be resized; or of the resized image, where ``resized`` is given.
+        resized: (width, height) that the whole image is resized to first.
+        mirrored: left to right, afterwards.
+    """
+
+    box: Box
+    resized: tuple[int, int] | None = None
+    mirrored: bool = False
 
 
 def random_boxes(
@@ -50,15 +66,28 @@ def flips(key: int, positions: NDArray[np.int64], probability: float) -> NDArray
     return uniforms(key, positions, 1)[:, 0] < probability
 
 
-def centre(width: int, height: int, size: int, share: float) -> tuple[tuple[int, int], tuple[int, int, int, int]]:
-    """Evaluation's view: the (width, height) to resize to and the box of side ``size`` in its middle.
+def centre(width: int, height: int, size: tuple[int, int], share: float) -> Cut:
+    """Evaluation's view: resized, and a box of ``size`` (height, width) in the middle.
 
-    The short side becomes int(size / share), 256 for 224 and 0.875, as in the official evaluation.
+    A square's short side becomes int(side / share), 256 for 224 and 0.875, as in the official evaluation;
+    a box that is not square takes up ``share`` of the side that is the tightest.
     """
-    short = max(size, int(size / share))
-    if width <= height:
-        resized = short, max(size, int(short * height / width))
-    else:
-        resized = max(size, int(short * width / height)), short
-    left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
-    return resized, (left, top, left + size, top + size)
+    resized = _covering(width, height, size, share)
+    left, top = round((resized[0] - size[1]) / 2), round((resized[1] - size[0]) / 2)
+    return Cut((left, top, left + size[1], top + size[0]), resized)
+
+
+def fixed(width: int, height: int, size: tuple[int, int], share: float, u: tuple[float, float]) -> Cut:
+    """Resized as for ``centre``, and a box of ``size`` at a place drawn by ``u``: torchvision's Resize, RandomCrop."""
+    resized = _covering(width, height, size, share)
+    left = int(u[0] * (resized[0] - size[1] + 1))
+    top = int(u[1] * (resized[1] - size[0] + 1))
+    return Cut((left, top, left + size[1], top + size[0]), resized)
+
+
+def _covering(width: int, height: int, size: tuple[int, int], share: float) -> tuple[int, int]:
+    """The (width, height) of an image resized so that it just covers ``size`` / ``share``."""
+    high, wide = (max(side, int(side / share)) for side in size)
+    if width * high <= height * wide:
+        return wide, max(size[0], int(wide * height / width))
+    return max(size[1], int(high * width / height)), high

@@ -1,4 +1,4 @@
-"""Stored bytes -> the pixels of a crop, exactly as Pillow makes them."""
+"""Stored bytes -> the pixels of a view, exactly as Pillow makes them."""
 
 from __future__ import annotations
 
@@ -8,30 +8,71 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mae_pipe.data.crops import centre
+from mae_pipe.data import arrays, crops
 from mae_pipe.data.sample import Stored
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # no other decoder is ever tried
+FILTERS = {  # all but "nearest" are antialiased
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+}
+Picture = Image.Image | NDArray[np.uint8]  # grey or colour; else [H, W, C]
 
 
-def picture(stored: Stored) -> Image.Image:
-    """The whole image, RGB."""
+def picture(stored: Stored, channels: int = 3) -> Picture:
+    """The whole image: grey (1 channel) or RGB (3) of Pillow's, or else an array [H, W, C]."""
+    if stored.encoding == "npy":
+        pixels = arrays.parsed(stored.data)
+        return Image.fromarray(pixels[..., 0] if channels == 1 else pixels) if channels in (1, 3) else pixels
     if stored.encoding == "raw":
-        pixels = np.frombuffer(stored.data, np.uint8)
-        return Image.frombuffer("RGB", (stored.width, stored.height), pixels, "raw", "RGB", 0, 1)
-    return Image.open(io.BytesIO(stored.data), formats=FORMATS).convert("RGB")
+        flat = np.frombuffer(stored.data, np.uint8)
+        return Image.frombuffer("RGB", (stored.width, stored.height), flat, "raw", "RGB", 0, 1)
+    image = Image.open(io.BytesIO(stored.data), formats=FORMATS)
+    if channels in (1, 3):
+        return image.convert("L" if channels == 1 else "RGB")
+    return np.asarray(image)  # RGBA or CMYK
 
 
-def cropped(image: Image.Image, box: tuple[int, int, int, int], size: int, flip: bool) -> NDArray[np.uint8]:
-    """[S, S, 3]: a box resized by antialiased bicubic; mirrored where ``flip``."""
-    # A box of the wanted size needs no arithmetic; Pillow copies it.
-    part = image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
-    if flip:
+def map_of(data: bytes | memoryview) -> Image.Image:
+    """A stored map: 8 bits, whose values are class numbers."""
+    image = Image.open(io.BytesIO(data), formats=("PNG",))
+    return Image.fromarray(np.asarray(image)) if image.mode == "P" else image
+
+
+def view(
+    image: Picture, cut: crops.Cut, size: tuple[int, int], resampling: Image.Resampling = Image.Resampling.BICUBIC
+) -> NDArray[np.uint8]:
+    """[H, W, C], ``size``: the cut of an image, resized."""
+    if isinstance(image, Image.Image):
+        pixels = _view(image, cut, size, resampling)
+        return pixels[..., None] if pixels.ndim == 2 else pixels
+    # Band by band: Pillow would take a fourth channel for opacity.
+    if cut.resized is None:
+        left, top, right, bottom = cut.box
+        image, cut = image[top:bottom, left:right], cut._replace(box=(0, 0, right - left, bottom - top))
+    bands = (Image.fromarray(np.ascontiguousarray(image[..., band])) for band in range(image.shape[2]))
+    return np.stack([_view(band, cut, size, resampling) for band in bands], axis=2)
+
+
+def _view(image: Image.Image, cut: crops.Cut, size: tuple[int, int], resampling: Image.Resampling) -> NDArray[np.uint8]:
+    if cut.resized is None:  # a box of the wanted size needs no arithmetic; Pillow copies it
+        part = image.crop(cut.box).resize((size[1], size[0]), resampling)
+    else:
+        part = image.resize(cut.resized, resampling).crop(cut.box)
+    if cut.mirrored:
         part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(part)
 
 
-def centred(image: Image.Image, size: int, share: float) -> NDArray[np.uint8]:
-    """[S, S, 3]: resized, then cropped in the middle (``crops.centre``)."""
-    resized, box = centre(*image.size, size, share)
-    return np.asarray(image.resize(resized, Image.Resampling.BICUBIC).crop(box))
+def centred(
+    image: Picture,
+    size: int | tuple[int, int],
+    share: float,
+    resampling: Image.Resampling = Image.Resampling.BICUBIC,
+) -> NDArray[np.uint8]:
+    """[H, W, C]: resized, then cropped in the middle (``crops.centre``)."""
+    sides = (size, size) if isinstance(size, int) else size
+    width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
+    return view(image, crops.centre(width, height, sides, share), sides, resampling)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,9 @@ from mae_pipe.data.sample import ENCODINGS, Placed
 from mae_pipe.errors import DataError, closest
 
 NAME = "manifest.json"
-VERSION = 1
+VERSION = 2  # 1: images of 3 channels, classes by folders, no maps
+
+Labels = Literal["class", "multi", "map"]  # one class an image, several, or one a pixel
 
 
 class _Part(BaseModel):
@@ -44,7 +46,7 @@ class Refused(_Part):
 
 
 class Statistics(_Part):
-    """Of a split's stored images; mean and std per channel (red, green, blue) in [0, 1]."""
+    """Of a split's stored images; mean and std per channel (red, green, blue; or as they lie there) in [0, 1]."""
 
     mean: list[float]
     std: list[float]
@@ -62,6 +64,7 @@ class Split(_Part):
     labelled: bool
     converted: dict[str, int]  # what was done to how many, such as {"cmyk": 22}
     refused: list[Refused]
+    maps: bool = False  # whether every image has a class a pixel
 
 
 class Manifest(_Part):
@@ -73,6 +76,9 @@ class Manifest(_Part):
     options: dict[str, Any]  # by split: those of its build that change bytes
     classes: list[str]  # names by label; empty where images have no labels
     splits: dict[str, Split]
+    channels: int = 3
+    labelling: Literal["class", "multi"] = "class"  # one class an image, or any number of them
+    map_classes: list[str] = []  # names by value in maps; empty where there are none
 
     def save(self, folder: Path) -> None:
         """Write ``manifest.json``, whole or not at all."""
@@ -109,10 +115,17 @@ class Manifest(_Part):
             raise DataError(f"the shards have no split {name!r}{closest(name, self.splits)}; they have {known}")
         return self.splits[name]
 
+    def classes_of(self, labels: Labels) -> list[str]:
+        """The names of the classes that such labels are numbers of."""
+        return self.map_classes if labels == "map" else self.classes
+
 
 @dataclass(frozen=True)
 class SampleIndex:
-    """A row a sample, in the order of the shards: [n] arrays."""
+    """A row a sample, in the order of the shards: [n] arrays.
+
+    Those that may be None are there where images have several classes, or maps.
+    """
 
     shard: NDArray[np.uint32]  # which of Split.shards
     offset: NDArray[np.uint64]
@@ -124,6 +137,11 @@ class SampleIndex:
     label: NDArray[np.int32]  # -1: none
     key_ends: NDArray[np.uint64]  # where each key ends in key_bytes
     key_bytes: NDArray[np.uint8]
+    labels_end: NDArray[np.uint64] | None = None  # where each sample's classes end in labels_flat
+    labels_flat: NDArray[np.uint32] | None = None  # class numbers, rising in each sample
+    map_offset: NDArray[np.uint64] | None = None
+    map_size: NDArray[np.uint64] | None = None
+    map_crc32: NDArray[np.uint32] | None = None
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -133,26 +151,42 @@ class SampleIndex:
         start = int(self.key_ends[row - 1]) if row else 0
         return self.key_bytes[start : int(self.key_ends[row])].tobytes().decode()
 
+    def labels(self, row: int) -> NDArray[np.uint32]:
+        """The numbers of the sample's classes, where it may have several."""
+        if self.labels_end is None or self.labels_flat is None:
+            raise ValueError("this index holds one class an image")
+        return self.labels_flat[int(self.labels_end[row - 1]) if row else 0 : int(self.labels_end[row])]
+
     def placed(self, row: int) -> Placed:
         """Where the sample lies in its shard."""
         encoding = ENCODINGS[int(self.encoding[row])]
-        return Placed(int(self.offset[row]), int(self.size[row]), int(self.crc32[row]), encoding)
+        map_ = None
+        if self.map_offset is not None and self.map_size is not None and self.map_crc32 is not None:
+            map_ = Placed(int(self.map_offset[row]), int(self.map_size[row]), int(self.map_crc32[row]), "png")
+        return Placed(int(self.offset[row]), int(self.size[row]), int(self.crc32[row]), encoding, map_)
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """Those that are there, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     @classmethod
     def joined(cls, parts: list[SampleIndex]) -> SampleIndex:
         """The rows of several indexes, one after the other."""
         if not parts:
-            return cls(**{f.name: np.zeros(0, f.type.partition("np.")[2].rstrip("]")) for f in fields(cls)})
-        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])}
-        starts = np.cumsum([0] + [part.key_bytes.size for part in parts[:-1]], dtype=np.uint64)
-        columns["key_ends"] = np.concatenate([p.key_ends + start for p, start in zip(parts, starts, strict=True)])
+            needed = (f for f in fields(cls) if f.default is MISSING)
+            return cls(**{f.name: np.zeros(0, f.type.partition("np.")[2].rstrip("]")) for f in needed})
+        columns = {name: np.concatenate([part.columns()[name] for part in parts]) for name in parts[0].columns()}
+        for ends, flat in (("key_ends", "key_bytes"), ("labels_end", "labels_flat")):
+            if ends in columns:
+                starts = np.cumsum([0] + [getattr(part, flat).size for part in parts[:-1]], dtype=np.uint64)
+                columns[ends] = np.concatenate([getattr(p, ends) + s for p, s in zip(parts, starts, strict=True)])
         return cls(**columns)
 
     def save(self, path: Path) -> None:
         """Write the index; the same rows give the same bytes."""
         from safetensors.numpy import save
 
-        path.write_bytes(save({name: np.ascontiguousarray(value) for name, value in vars(self).items()}))
+        path.write_bytes(save({name: np.ascontiguousarray(value) for name, value in self.columns().items()}))
 
     @classmethod
     def load(cls, folder: Path, part: Shard) -> SampleIndex:

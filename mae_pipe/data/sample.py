@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Encoding = Literal["jpeg", "png", "webp", "raw"]
-ENCODINGS: tuple[Encoding, ...] = ("jpeg", "png", "webp", "raw")
+Encoding = Literal["jpeg", "png", "webp", "raw", "npy"]
+ENCODINGS: tuple[Encoding, ...] = ("jpeg", "png", "webp", "raw", "npy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +18,10 @@ class Sample:
 
     Attributes:
         key: unique in its split, made of ``[A-Za-z0-9_/-]``; no dots.
-        image: the encoded file.
+        image: the encoded file; "npy" where no image file holds as many channels: [H, W, C] uint8.
         label: the class number, or None.
+        labels: the class numbers, rising, where an image may have several; else None.
+        map: a PNG file of the image's size whose values are class numbers, 255 where none; or None.
     """
 
     key: str
@@ -28,16 +30,20 @@ class Sample:
     width: int
     height: int
     label: int | None = None
+    channels: int = 3
+    labels: tuple[int, ...] | None = None
+    map: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Where and as what a shard file holds a sample."""
+    """Where and as what a shard file holds a sample; ``map`` is the place of its map, if it has one."""
 
     offset: int  # bytes from the start of the shard file
     size: int  # bytes
     crc32: int  # of those bytes
     encoding: Encoding  # "raw" is [height, width, 3] uint8, row by row
+    map: Placed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,10 @@ class ShardReader(ABC):
     def read(self, number: int, placed: Placed) -> bytes | memoryview:
         """The bytes of the shard's ``number``-th sample, which the index says is at ``placed``."""
 
+    def read_map(self, number: int, placed: Placed) -> bytes | memoryview:
+        """The bytes of the ``number``-th sample's map, which is at ``placed``. Default: as images are read."""
+        return self.read(number, placed)
+
     def close(self) -> None:
         """Let go of the file. Default: nothing."""
 
@@ -67,7 +77,8 @@ class ShardFormat(ABC):
     A format knows one file; folders, manifests, hashes, parallel builds, order and
     decoding are the trunk's. ``suffix`` begins with a dot. An image with a side above
     ``max_side`` pixels is never handed to ``write``. ``imports`` names slow or large modules
-    that ``write`` needs: the processes of a build share one import of them.
+    that ``write`` needs: the processes of a build share one import of them. All samples of a
+    file have as many channels, and either all of them or none have ``labels``, or a ``map``.
     """
 
     suffix: str

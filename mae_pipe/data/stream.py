@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,14 +15,15 @@ from torch import Tensor
 
 from mae_pipe import recipe, seeding
 from mae_pipe.catalog import Catalog
-from mae_pipe.data import crops, decode
-from mae_pipe.data.manifest import Manifest, SampleIndex
+from mae_pipe.data import crops, decode, jitter
+from mae_pipe.data.manifest import Labels, SampleIndex
 from mae_pipe.data.order import Order, Share
-from mae_pipe.data.sample import ShardFormat, ShardReader, Stored
+from mae_pipe.data.shelf import Shelf
 from mae_pipe.errors import DataError
 
 Numbers = NDArray[np.int64]
 AHEAD = 3  # batches under way while the newest is used
+IGNORE = 255  # in a map: of no class
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,9 @@ class Batch:
     """One rank's micro-batch.
 
     Attributes:
-        pixels: [B, 3, S, S] uint8.
-        labels: [B] int64; -1 where an image has none.
+        pixels: [B, C, H, W] uint8.
+        labels: [B] int64 classes, -1 where an image has none; or [B, classes] float32 of 0 and 1, where images
+            have several; or [B, H, W] int64 classes of pixels, cropped as the image, ``IGNORE`` where none.
         numbers: [B] int64, rows of the sample index; -1 marks padding (evaluation only).
         positions: [B] int64, places in the stream; they key every random number.
     """
@@ -48,68 +48,17 @@ class Batch:
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
 
 
-class Shelf:
-    """The images of one split by number: opens shards as needed, checks every read."""
-
-    def __init__(self, folder: Path, split: str, catalog: Catalog) -> None:
-        self.folder = folder
-        self.manifest = Manifest.load(folder)
-        self.split = self.manifest.split(split)
-        self.index = SampleIndex.load(folder, self.split.index)
-        self._format: ShardFormat = catalog.build("shards", self.manifest.format, {})
-        self._first = np.searchsorted(self.index.shard, np.arange(len(self.split.shards)))  # row of each shard's first
-        self._readers: dict[int, ShardReader] = {}
-        self._lock = threading.Lock()
-        missing = [shard.name for shard in self.split.shards if not (folder / shard.name).is_file()]
-        if missing:
-            raise DataError(
-                f"{len(missing)} of {len(self.split.shards)} shards of {split!r} are missing in {folder}, first "
-                f"{missing[0]}; copy them again, or build them with: mae-pipe shard"
-            )
-
-    def read(self, number: int) -> Stored:
-        """The stored image of one index row, its bytes checked against the index."""
-        shard = int(self.index.shard[number])
-        placed = self.index.placed(number)
-        data = self._reader(shard).read(number - int(self._first[shard]), placed)
-        if len(data) != placed.size or zlib.crc32(data) != placed.crc32:
-            raise DataError(
-                f"{self.folder / self.split.shards[shard].name}: the image {self.index.key(number)!r} is damaged; "
-                f"run: mae-pipe verify {self.folder}"
-            )
-        return Stored(data, placed.encoding, int(self.index.width[number]), int(self.index.height[number]))
-
-    def _reader(self, shard: int) -> ShardReader:
-        reader = self._readers.get(shard)
-        if reader is None:
-            with self._lock:
-                reader = self._readers.get(shard)
-                if reader is None:
-                    path = self.folder / self.split.shards[shard].name
-                    if not path.is_file() or path.stat().st_size != self.split.shards[shard].bytes:
-                        raise DataError(
-                            f"{path} is missing or cut short; copy it again, or run: mae-pipe verify {self.folder}"
-                        )
-                    reader = self._readers[shard] = self._format.open(path)
-        return reader
-
-    def close(self) -> None:
-        """Let go of every shard file."""
-        for reader in self._readers.values():
-            reader.close()
-        self._readers.clear()
-
-
 class Stream:
     """The batches of one split for one rank, as a function of where to start.
 
     Args:
         shelf: the images.
-        data: crop, flip and size; ``data.workers`` threads decode.
+        data: crop, flip, jitter and size; ``data.workers`` threads decode.
         seed: of the run.
         share: which part of a global micro-batch is this rank's.
-        training: random crops in a random order; else the centre view.
+        training: augmented, in a random order; else the centre view.
         rows: only these index rows, as few-label training wants; default all.
+        labels: which of a ``Batch``'s labels are wanted.
     """
 
     def __init__(
@@ -121,15 +70,23 @@ class Stream:
         share: Share,
         training: bool = True,
         rows: Numbers | None = None,
+        labels: Labels = "class",
     ) -> None:
-        self.shelf, self.data, self.share = shelf, data, share
+        self.shelf, self.data, self.share, self.labels = shelf, data, share, labels
         self.rows = np.arange(len(shelf.index)) if rows is None else rows
         if not len(self.rows):
             raise DataError(f"{shelf.folder} has no images to read; look at its manifest.json for what was refused")
-        self.random = training and data.crop == "random"
-        self.flip = data.flip if training else 0.0
+        shelf.check_channels(data.channels)
+        shelf.check_labels(labels)
+        self.crop = data.crop if training else "none"
+        self.flip = data.flip if self.crop != "none" else 0.0
+        self.jitter = data.jitter if self.crop != "none" else (0.0, 0.0, 0.0, 0.0)
+        self.classes = len(shelf.manifest.classes_of(labels))
+        self._filter = decode.FILTERS[data.interpolation]
         self._order = Order(len(self.rows), seed)
-        self._crop_key, self._flip_key = seeding.key(seed, "crop"), seeding.key(seed, "flip")
+        self._crop_key, self._flip_key, self._jitter_key = (
+            seeding.key(seed, name) for name in ("crop", "flip", "jitter")
+        )
         self._pin = torch.cuda.is_available()
 
     @property
@@ -205,22 +162,14 @@ class Stream:
 
     def _prepare(self, numbers: Numbers, positions: Numbers) -> tuple[Batch, Callable[[Iterable[int]], None]]:
         """An empty batch, and the function that fills given places of it."""
-        index, size = self.index, self.data.size
-        pixels = torch.empty((len(numbers), 3, size, size), dtype=torch.uint8, pin_memory=self._pin)
-        labels = torch.from_numpy(np.where(numbers < 0, -1, index.label[numbers]).astype(np.int64))
+        shape = len(numbers), self.data.channels, *self.data.sides
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin)
+        labels = self._labels(numbers)
         batch = Batch(pixels, labels, torch.from_numpy(numbers.astype(np.int64)), torch.from_numpy(positions))
-        mirrored = crops.flips(self._flip_key, positions, self.flip)
-        boxes = None
-        if self.random:
-            boxes = crops.random_boxes(
-                self._crop_key,
-                positions,
-                index.width[numbers],
-                index.height[numbers],
-                self.data.crop_scale,
-                self.data.crop_ratio,
-            )
-        view = pixels.numpy()
+        cuts = self._cuts(numbers, positions)
+        order, factors = jitter.draw(self._jitter_key, positions, self.jitter)
+        jittered = any(self.jitter)
+        view, maps = pixels.numpy(), labels.numpy() if self.labels == "map" else None
 
         def fill(places: Iterable[int]) -> None:
             for place in places:
@@ -228,21 +177,49 @@ class Stream:
                 if number < 0:
                     view[place] = 0
                     continue
-                view[place] = self._pixels(
-                    number, None if boxes is None else boxes[place].tolist(), bool(mirrored[place])
-                )
+                image = decode.picture(self.shelf.read(number), self.data.channels)
+                seen = decode.view(image, cuts[place], self.data.sides, self._filter)
+                if jittered:
+                    seen = jitter.jittered(seen, order[place], factors[place], self.jitter)
+                view[place] = seen.transpose(2, 0, 1)
+                if maps is not None:
+                    map_ = decode.map_of(self.shelf.read_map(number))
+                    maps[place] = decode.view(map_, cuts[place], self.data.sides, decode.FILTERS["nearest"])[..., 0]
 
         return batch, fill
 
-    def _pixels(self, number: int, box: list[int] | None, flip: bool) -> NDArray[np.uint8]:
-        """[3, S, S] of one image."""
-        image = decode.picture(self.shelf.read(number))
-        if box is None:
-            pixels = decode.centred(image, self.data.size, self.data.centre_share)
-            pixels = pixels[:, ::-1] if flip else pixels
+    def _labels(self, numbers: Numbers) -> Tensor:
+        """Those of ``Batch``; maps are filled in later."""
+        index = self.index
+        if self.labels == "class":
+            return torch.from_numpy(np.where(numbers < 0, -1, index.label[numbers]).astype(np.int64))
+        if self.labels == "map":
+            return torch.full((len(numbers), *self.data.sides), IGNORE, dtype=torch.int64, pin_memory=self._pin)
+        several = torch.zeros(len(numbers), self.classes)
+        for place, number in enumerate(numbers.tolist()):
+            if number >= 0:
+                several[place, index.labels(number).astype(np.int64)] = 1.0
+        return several
+
+    def _cuts(self, numbers: Numbers, positions: Numbers) -> list[crops.Cut]:
+        """How each image of a batch is cropped and mirrored."""
+        data, widths, heights = self.data, self.index.width[numbers], self.index.height[numbers]
+        mirrored = crops.flips(self._flip_key, positions, self.flip).tolist()
+        if self.crop == "random":
+            boxes = crops.random_boxes(
+                self._crop_key, positions, widths, heights, data.crop_scale, data.crop_ratio
+            ).tolist()
+            return [crops.Cut((*box,), None, flip) for box, flip in zip(boxes, mirrored, strict=True)]
+        sizes = list(zip(widths.tolist(), heights.tolist(), strict=True))
+        if self.crop == "fixed":
+            draws = seeding.uniforms(self._crop_key, positions, 2).tolist()
+            cuts = [
+                crops.fixed(w, h, data.sides, data.crop_share, (across, down))
+                for (w, h), (across, down) in zip(sizes, draws, strict=True)
+            ]
         else:
-            pixels = decode.cropped(image, (box[0], box[1], box[2], box[3]), self.data.size, flip)
-        return pixels.transpose(2, 0, 1)
+            cuts = [crops.centre(w, h, data.sides, data.centre_share) for w, h in sizes]
+        return [cut._replace(mirrored=flip) for cut, flip in zip(cuts, mirrored, strict=True)]
 
 
 def open_stream(
@@ -255,6 +232,8 @@ def open_stream(
     catalog: Catalog,
     training: bool = True,
     rows: Numbers | None = None,
+    labels: Labels = "class",
 ) -> Stream:
     """The stream of one split of a folder of shards (``Stream`` explains the rest)."""
-    return Stream(Shelf(shards, split, catalog), data, seed=seed, share=share, training=training, rows=rows)
+    shelf = Shelf(shards, split, catalog)
+    return Stream(shelf, data, seed=seed, share=share, training=training, rows=rows, labels=labels)
