@@ -22,7 +22,7 @@ from mae_pipe.optim import Plan, parameter_groups
 from mae_pipe.pixels import normalise
 from mae_pipe.recipe import Data, Pretrain
 from mae_pipe.reconstruct import RunPictures
-from mae_pipe.runs import Run, about_data
+from mae_pipe.runs import Run, about_data, about_plugins
 from mae_pipe.tasks import Pretraining
 from mae_pipe.trainer import train
 
@@ -55,6 +55,7 @@ def pretrain(
     if resume == "none" or (resume == "auto" and not any(run.checkpoints.glob("step-*"))):
         prepare(task, stream, recipe, run)
     about = about_data(shards, split, stream.images, here.world) | {"provenance": task.target.provenance()}
+    about |= about_plugins(catalog, shards, mask=recipe.mask.name, target=recipe.target.name)
     checkpoint = run.begin(recipe, about, resume=resume)
     run.make_room(sum(p.numel() for p in task.parameters()), keep=recipe.saving.keep_last)
     groups = parameter_groups(task.named_parameters(), weight_decay=recipe.optimizer.weight_decay)

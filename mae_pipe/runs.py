@@ -17,7 +17,9 @@ import torch
 import torch.distributed as dist
 
 from mae_pipe import __version__, recipe
+from mae_pipe.catalog import Catalog
 from mae_pipe.data.manifest import NAME as SHARDS_MANIFEST
+from mae_pipe.data.manifest import Manifest
 from mae_pipe.disk import sync_folder, write_whole, writing
 from mae_pipe.engine import Engine
 from mae_pipe.errors import DiskError, RunError
@@ -137,6 +139,11 @@ class Run:
                     f"{about[name]!r}); give the one it began with, or choose another --out"
                 )
 
+        for plugin in about.get("plugins", []):
+            if plugin not in record.get("plugins", [plugin]):
+                what = f"the {plugin['kind']} plugin {plugin['name']!r} of {plugin['package']} {plugin['version']}"
+                print(f"mae-pipe: {what} is not the one that {folder} began with; going on with it", file=sys.stderr)
+
     def newest(self) -> Path | None:
         """The newest checkpoint that is whole; damaged ones are named on stderr and passed over."""
         found = sorted(self.checkpoints.glob("step-*"), reverse=True)
@@ -243,6 +250,12 @@ def about(folder: Path) -> dict[str, Any]:
         raise RunError(f"{folder} is not a run folder (it has no run.json); give the --out of mae-pipe pretrain")
     record: dict[str, Any] = json.loads(path.read_text())
     return record
+
+
+def about_plugins(catalog: Catalog, shards: Path, **names: str) -> dict[str, Any]:
+    """Kind, name, package, version and source hash of every plugin that a run uses, that of its shards too."""
+    names["shards"] = Manifest.load(shards).format
+    return {"plugins": [catalog.record(kind, name) for kind, name in sorted(names.items())]}
 
 
 def about_data(shards: Path, split: str, images: int, world: int) -> dict[str, Any]:

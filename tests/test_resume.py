@@ -153,3 +153,17 @@ def test_a_plugin_that_is_not_there_leaves_no_run_behind(finished: Path, tmp_pat
     assert done.returncode == 5
     assert "blok" in done.stderr
     assert not out.exists()
+
+
+def test_a_run_records_its_plugins_and_says_when_one_has_changed(finished: Path, tmp_path: Path) -> None:
+    used = {entry["kind"]: entry for entry in runs.about(finished / "run")["plugins"]}
+    assert set(used) == {"mask", "target", "shards"}
+    assert used["mask"]["package"] == "mae-pipe"
+    assert len(used["target"]["sha256"]) == 64
+    shutil.copytree(finished / "run", tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    record["plugins"][0]["sha256"] = "0" * 64
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    done = start(finished / "shards", tmp_path / "run", tmp_path / "log")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "is not the one that" in done.stderr
