@@ -114,14 +114,18 @@ class Catalog:
     def entry(self, kind: str, name: str) -> Entry:
         """What is known of one plugin without importing it."""
         entry = self.entries.get((kind, name))
-        if entry is None and name in self._refused:
-            raise PluginError(self._refused[name])
         if entry is None:
+            self.refuse(name)
             known = self.names(kind)
             raise PluginError(
                 f"there is no {kind} plugin {name!r}{closest(name, known)}; installed are {', '.join(known) or 'none'}"
             )
         return entry
+
+    def refuse(self, name: str) -> None:
+        """Raise for a name that only a plugin for another version of ``mae_pipe.api`` has."""
+        if name in self._refused:
+            raise PluginError(self._refused[name])
 
     def find(self, kind: str, name: str) -> type[Any]:
         """The class of one plugin; imports its module only."""

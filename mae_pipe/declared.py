@@ -148,24 +148,34 @@ def _version(value: ast.expr, path: Path) -> tuple[int, int]:
     return numbers[0], numbers[1] if len(numbers) == 2 else 0
 
 
+Place = tuple[str, Path]  # a module's name and file
+
+
 def _kind(module: str, path: Path, node: ast.ClassDef) -> str | None:
     """The kind, by the contract that it derives from, if need be by way of other classes of its package."""
     for base in node.bases:
         if kind := KINDS.get(_last_name(base)):
             return kind
-        if (found := _class(module, path, base)) and (kind := _kind(*found)):
+        if (found := _class((module, path), base)) and (kind := _kind(*found)):
             return kind
     return None
 
 
-def _class(module: str, path: Path, base: ast.expr) -> tuple[str, Path, ast.ClassDef] | None:
-    """The class that a plain name means in a module of one package: defined there, or imported from beside it."""
-    for node in _tree(path).body if isinstance(base, ast.Name) else []:
-        assert isinstance(base, ast.Name)
-        if isinstance(node, ast.ClassDef) and node.name == base.id:
-            return module, path, node
+def _class(place: Place, base: ast.expr) -> tuple[str, Path, ast.ClassDef] | None:
+    if isinstance(base, ast.Name) and (found := _defined(place, base.id)) and isinstance(found[1], ast.ClassDef):
+        return *found[0], found[1]
+    return None
+
+
+def _defined(place: Place, name: str) -> tuple[Place, ast.stmt] | None:
+    """The class or assignment that a name means in a module: there, or imported from beside it in its package."""
+    module, path = place
+    for node in _tree(path).body:
+        targets = node.targets if isinstance(node, ast.Assign) else []
+        if (isinstance(node, ast.ClassDef) and node.name == name) or name in map(_last_name, targets):
+            return place, node
         for alias in node.names if isinstance(node, ast.ImportFrom) else []:
-            if (alias.asname or alias.name) != base.id:
+            if (alias.asname or alias.name) != name:
                 continue
             assert isinstance(node, ast.ImportFrom)
             home = node.module or ""
@@ -173,7 +183,7 @@ def _class(module: str, path: Path, base: ast.expr) -> tuple[str, Path, ast.Clas
                 around = module.split(".")[: None if path.stem == "__init__" else -1]
                 home = ".".join([*around[: len(around) + 1 - node.level], *filter(None, [home])])
             file = source_of(home) if home.partition(".")[0] == module.partition(".")[0] else None
-            return _class(home, file, ast.Name(alias.name)) if file else None
+            return _defined((home, file), alias.name) if file else None
     return None
 
 
@@ -183,37 +193,45 @@ def _options(module: str, path: Path, node: ast.ClassDef, given: set[str]) -> tu
     while True:
         for item in node.body:
             if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-                return tuple(_of_function(item, given, [*docs, ast.get_docstring(item) or ""]))
+                return tuple(_of_function((module, path), item, given, [*docs, ast.get_docstring(item) or ""]))
         if any(_last_name(d.func if isinstance(d, ast.Call) else d) == "dataclass" for d in node.decorator_list):
             fields = [
                 item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
             ]
             plain = all("ClassVar" not in ast.unparse(f.annotation) for f in fields)
-            return tuple(_field(f, docs) for f in fields) if plain and len(node.bases) == 1 else None
+            return tuple(_field((module, path), f, docs) for f in fields) if plain and len(node.bases) == 1 else None
         others = [base for base in node.bases if _last_name(base) not in INITLESS]
         if not others:
             return ()
-        found = _class(module, path, others[0])
+        found = _class((module, path), others[0])
         if found is None or len(others) > 1:
             return None
         module, path, node = found
         docs.append(ast.get_docstring(node) or "")
 
 
-def _of_function(item: ast.FunctionDef, given: set[str], docs: list[str]) -> Iterator[Option]:
+def _of_function(place: Place, item: ast.FunctionDef, given: set[str], docs: list[str]) -> Iterator[Option]:
     plain = [*item.args.posonlyargs, *item.args.args][1:]  # without self
     defaults: list[ast.expr | None] = [None] * (len(plain) - len(item.args.defaults)) + list(item.args.defaults)
     pairs = [*zip(plain, defaults, strict=True), *zip(item.args.kwonlyargs, item.args.kw_defaults, strict=True)]
     for argument, default in pairs:
         if argument.arg not in given:
-            typed = ast.unparse(argument.annotation) if argument.annotation else ""
+            typed = _typed(place, argument.annotation) if argument.annotation else ""
             yield Option(argument.arg, typed, ast.unparse(default) if default else None, said_of(argument.arg, *docs))
 
 
-def _field(item: ast.AnnAssign, docs: list[str]) -> Option:
+def _typed(place: Place, note: ast.expr) -> str:
+    """An annotation as it is written, but a name for a type as that type."""
+    found = _defined(place, note.id) if isinstance(note, ast.Name) else None
+    if found and isinstance(found[1], ast.Assign):
+        return ast.unparse(found[1].value)
+    return ast.unparse(note)
+
+
+def _field(place: Place, item: ast.AnnAssign, docs: list[str]) -> Option:
     name = _last_name(item.target)
     default = ast.unparse(item.value) if item.value else None
-    return Option(name, ast.unparse(item.annotation), default, said_of(name, *docs))
+    return Option(name, _typed(place, item.annotation), default, said_of(name, *docs))
 
 
 def of_signature(cls: type, given: set[str]) -> tuple[Option, ...]:

@@ -6,6 +6,7 @@ import inspect
 import re
 
 END = re.compile(r"(?<!\bal)(?<!e\.g)(?<!i\.e)[.;]\s+(?=[A-Z`(])")  # of a sentence
+HEADING = re.compile(r"(Args|Arguments|Options|Parameters):?")
 
 
 def said_of(name: str, *docs: str) -> str:
@@ -18,6 +19,20 @@ def said_of(name: str, *docs: str) -> str:
         if found := _entry(name, text) or _sentence(name, text):
             return found
     return ""
+
+
+def prose(doc: str) -> str:
+    """A docstring without its lists of arguments."""
+    kept: list[str] = []
+    lines = inspect.cleandoc(doc).splitlines()
+    while lines:
+        line = lines.pop(0)
+        if HEADING.fullmatch(line):
+            while lines and (not lines[0].strip() or lines[0][0] in " -" or " : " in lines[0]):
+                lines.pop(0)
+        elif not line.startswith(":param"):
+            kept.append(line)
+    return "\n".join(kept).strip()
 
 
 def _entry(name: str, text: str) -> str:

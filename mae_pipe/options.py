@@ -5,12 +5,27 @@ from __future__ import annotations
 import inspect
 import json
 import sys
+import tomllib
 import types
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from mae_pipe.errors import closest
+from mae_pipe.errors import PluginError, closest
+
+
+def parsed(changes: Iterable[str]) -> dict[str, Any]:
+    """``["blocks=3", "pool=mean"]`` -> options: each value is TOML, or else a plain string."""
+    options: dict[str, Any] = {}
+    for change in changes:
+        name, separator, text = change.partition("=")
+        if not separator or not name.strip():
+            raise PluginError(f"--set {change!r} is not of the form option=value, such as height=2")
+        try:
+            options[name.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            options[name.strip()] = text.strip()
+    return options
 
 
 def checked(cls: type, options: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
@@ -55,10 +70,13 @@ def _fitting(cls: type, name: str, value: Any) -> Any:
     try:
         return adapter.validate_python(value) if text is None else adapter.validate_json(text)
     except ValidationError as error:
-        written = note if isinstance(note, str) else inspect.formatannotation(note)
+        alias = isinstance(note, str) and note.isidentifier() and not isinstance(hint, type)
+        written = note if isinstance(note, str) and not alias else inspect.formatannotation(hint)
+        if typing.get_origin(hint) is typing.Literal:
+            written = " or ".join(map(repr, typing.get_args(hint)))
         constrained = typing.get_origin(hint) is typing.Annotated
         why = f" ({error.errors()[0]['msg'].removeprefix('Value error, ')})" if constrained else ""
-        raise ValueError(f"{name} must be {written}, got {value!r}{why}") from None
+        raise ValueError(f"{name} must be {written.replace('typing.', '')}, got {value!r}{why}") from None
 
 
 def _resolved(note: Any, module: types.ModuleType) -> Any:
