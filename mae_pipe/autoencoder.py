@@ -46,7 +46,7 @@ class Encoder(VisionTransformer):
         drop_path: stochastic depth of the last block, rising linearly from 0.
     """
 
-    cls_token: nn.Parameter | None
+    cls_token: Any  # nn.Parameter; None where T is 0
     reg_token: nn.Parameter | None  # the class tokens after the first
     mask_token: nn.Parameter | None
     pos_embed: Tensor  # type: ignore[assignment]

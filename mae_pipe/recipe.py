@@ -1,6 +1,6 @@
 """Recipes: TOML files, complete in themselves, read into frozen and typed objects.
 
-An unknown key is refused with the closest known one; every default stands here, once.
+An unknown key is refused with the closest known one; every default of a table stands in ``tables.py``, once.
 """
 
 from __future__ import annotations
@@ -8,201 +8,55 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from mae_pipe.errors import RecipeError, closest
+from mae_pipe.tables import (
+    Chosen,
+    Data,
+    DecoderShape,
+    EncoderShape,
+    EngineChoice,
+    Logging,
+    MaskChoice,
+    Optimizer,
+    Positive,
+    Saving,
+    Schedule,
+    Share,
+    Table,
+    TargetChoice,
+)
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(ge=1)]
-Strength = Annotated[float, Field(ge=0)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Chosen(_Part):
-    """A plugin by name, with its own options."""
-
-    name: str
-    options: dict[str, Any] = {}
-
-
-def _one_or_two(value: Any, handler: Callable[[Any], Any]) -> Any:
-    try:
-        return handler(tuple(value) if isinstance(value, list) else value)
-    except ValidationError:
-        raise PydanticCustomError("sides", "expected a number of pixels, or [height, width]") from None
-
-
-Sides = Annotated[Positive | tuple[Positive, Positive], WrapValidator(_one_or_two)]
-
-
-class Data(_Part):
-    """Which pixels a step sees."""
-
-    size: Sides = 224  # S, pixels; or [height, width]
-    crop: Literal["random", "fixed", "centre", "none"] = "random"  # table 1e; none: centre, never mirrored
-    crop_scale: tuple[Share, Share] = (0.2, 1.0)  # random crop: of the image's area
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # random crop: width / height
-    crop_share: Annotated[float, Field(gt=0, le=1)] = 0.875  # fixed crop: its side in the resized image's short side
-    flip: Share = 0.5  # probability of a horizontal flip
-    jitter: tuple[Strength, Strength, Strength, Annotated[float, Field(ge=0, le=0.5)]] = (0.0, 0.0, 0.0, 0.0)
-    # ^ brightness, contrast, saturation, hue, as torchvision's ColorJitter; usual is (0.4, 0.4, 0.4, 0.1)
-    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"  # of all crops; antialiased
-    centre_share: Annotated[float, Field(gt=0, le=1)] = 0.875  # centre crop: its side in the resized image's short side
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of each channel, in [0, 1]; ImageNet's, as timm
-    std: tuple[Annotated[float, Field(gt=0)], ...] = (0.229, 0.224, 0.225)
-    global_batch: Positive = 4096  # images an optimizer step, on any number of ranks
-    micro_batch: Positive = 64  # images at once on one rank; the rest is accumulated
-    workers: Annotated[int, Field(ge=0)] = 8  # decoding threads a rank
-
-    @model_validator(mode="after")
-    def _fits(self) -> Data:
-        if not 0 < self.crop_scale[0] <= self.crop_scale[1]:
-            raise ValueError("crop_scale must be two rising numbers in (0, 1]")
-        if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
-            raise ValueError("crop_ratio must be two rising positive numbers")
-        if not self.mean or len(self.mean) != len(self.std):
-            raise ValueError(
-                f"mean has {len(self.mean)} numbers and std {len(self.std)}; both need one for each channel"
-            )
-        if any(self.jitter) and self.crop == "none":
-            raise ValueError('crop "none" is no augmentation at all; set crop to "centre", or jitter to zeros')
-        if any(self.jitter) and self.channels not in (1, 3):
-            raise ValueError(f"jitter is for colour or grey images, not for {self.channels} channels; set it to zeros")
-        return self
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """H and W, pixels."""
-        return (self.size, self.size) if isinstance(self.size, int) else self.size
-
-    @property
-    def height(self) -> int:
-        """H, pixels."""
-        return self.sides[0]
-
-    @property
-    def width(self) -> int:
-        """W, pixels."""
-        return self.sides[1]
-
-    @property
-    def channels(self) -> int:
-        """C: one for each number of ``mean``."""
-        return len(self.mean)
+__all__ = [
+    "TASKS",
+    "Chosen",
+    "Data",
+    "DecoderShape",
+    "Downstream",
+    "EncoderShape",
+    "EngineChoice",
+    "Logging",
+    "MaskChoice",
+    "Optimizer",
+    "Pretrain",
+    "Recipe",
+    "Saving",
+    "Schedule",
+    "Table",
+    "TargetChoice",
+    "load",
+    "names",
+    "parse",
+]
 
 
-class EncoderShape(_Part):
-    """A timm ViT."""
-
-    width: Positive = 768  # D
-    depth: Positive = 12
-    heads: Positive = 12
-    patch: Positive | tuple[Positive, Positive] = 16  # P, pixels; or rows and columns
-    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
-    drop_path: Share = 0.0
-    class_tokens: Annotated[int, Field(ge=0)] = 1  # T; those after the first are what timm calls register tokens
-    mask_tokens: bool = False  # the encoder sees a learned token at hidden patches (table 1c), not only visible ones
-    qk_norm: bool = False  # a norm of queries and keys (Dehghani et al. 2023)
-    layer_scale: Annotated[float, Field(gt=0)] | None = None  # first scale of every residual (CaiT, BEiT)
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """Rows and columns of pixels in a patch."""
-        return (self.patch, self.patch) if isinstance(self.patch, int) else self.patch
-
-    @model_validator(mode="after")
-    def _divides(self) -> EncoderShape:
-        if self.width % self.heads or self.width % 4:
-            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads} and of 4")
-        return self
-
-
-class DecoderShape(_Part):
-    """The blocks that predict hidden patches."""
-
-    width: Positive = 512
-    depth: Annotated[int, Field(ge=0)] = 8
-    heads: Positive = 16
-    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
-
-    @model_validator(mode="after")
-    def _divides(self) -> DecoderShape:
-        if self.width % self.heads or self.width % 4:
-            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads} and of 4")
-        return self
-
-
-class MaskChoice(Chosen):
-    """The mask sampler and the share of patches that it hides."""
-
-    name: str = "random"
-    ratio: Annotated[float, Field(ge=0, lt=1)] = 0.75
-
-
-class TargetChoice(Chosen):
-    """What is predicted, and at which patches."""
-
-    name: str = "normalized_pixel"
-    loss_on: Literal["hidden", "all"] = "hidden"
-
-
-class Optimizer(_Part):
-    """AdamW; lr = base_lr x global_batch / 256."""
-
-    base_lr: Annotated[float, Field(gt=0)] = 1.5e-4
-    betas: tuple[Share, Share] = (0.9, 0.95)
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # finetuning: lr factor a layer down
-    clip: Annotated[float, Field(ge=0)] = 0.0  # gradient norm; 0: off
-
-
-class Schedule(_Part):
-    """Linear warmup from 0, then half a cosine to ``min_lr``; per step."""
-
-    epochs: Annotated[float, Field(gt=0)] = 800.0
-    warmup_epochs: Annotated[float, Field(ge=0)] = 40.0
-    min_lr: Annotated[float, Field(ge=0)] = 0.0
-
-    @model_validator(mode="after")
-    def _fits(self) -> Schedule:
-        if self.warmup_epochs > self.epochs:
-            raise ValueError(f"warmup_epochs {self.warmup_epochs} is more than epochs {self.epochs}")
-        return self
-
-
-class EngineChoice(_Part):
-    """How DeepSpeed runs the step."""
-
-    zero: Literal[1, 2, 3] = 1  # ZeRO stage
-    precision: Literal["fp32", "bf16"] = "bf16"  # bf16 keeps fp32 master weights and sums
-    persistence_threshold: Annotated[int, Field(ge=0)] | None = None  # ZeRO 3: smaller parameters stay whole
-
-
-class Saving(_Part):
-    """When a run writes a checkpoint. The last step always does."""
-
-    every_epochs: Annotated[float, Field(gt=0)] = 20.0
-    keep_last: Positive = 2
-
-
-class Logging(_Part):
-    """How often a run speaks."""
-
-    every_steps: Positive = 20
-    pictures_every_epochs: Annotated[float, Field(gt=0)] = 100.0
-
-
-class Recipe(_Part):
+class Recipe(Table):
     """What every task has."""
 
     task: str
