@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import PIL
 
-from mae_pipe import __version__
 from mae_pipe.catalog import Catalog
-from mae_pipe.data import parts
+from mae_pipe.data import labels as tables
+from mae_pipe.data import record
 from mae_pipe.data.admit import Wishes
 from mae_pipe.data.crew import make_all
 from mae_pipe.data.listing import Listing
-from mae_pipe.data.manifest import NAME, VERSION, Manifest, SampleIndex, Shard, Split, Statistics
-from mae_pipe.data.place import INFO, check_places, claimed, clear, disk_error
+from mae_pipe.data.manifest import Manifest
+from mae_pipe.data.merge import merge
+from mae_pipe.data.place import check_places, claimed, clear, disk_error
+from mae_pipe.data.plan import File, Plan, Run
 from mae_pipe.data.sample import ShardFormat
-from mae_pipe.data.scan import Source, scan
+from mae_pipe.data.scan import scan
 from mae_pipe.errors import DataError
 
 PER_SHARD = 2000
-RULES = 2  # of this build; another number makes every part again
+RULES = 3  # of this build; another number makes every part again
 
 Progress = Callable[[int, int, int], None]  # images done, refused among them, images in all
 
@@ -43,6 +45,11 @@ def build(
     max_side: int | None = None,
     short_side: int | None = None,
     splits: Sequence[str] = (),
+    channels: int | None = None,
+    value_range: tuple[float, float] | None = None,
+    labels: Path | None = None,
+    maps: Path | None = None,
+    class_names: Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -56,11 +63,18 @@ def build(
         per_shard: source files a shard; default 2000.
         quality, max_side, short_side: see ``admit.Wishes``.
         splits: see ``scan.scan``.
+        channels: of the images; files of another number are refused. Default 3, and then .npy files are no images.
+        value_range: see ``admit.Wishes.values``.
+        labels: a table of every image's classes (``labels.read``); folders are then no classes.
+        maps: a folder with a map for every image: the same path below it, ending in .png (``maps.admit_map``).
+        class_names: a file of the names of the maps' classes, or without maps of the table's, in their order.
         overwrite: replace what earlier builds left in ``out``; without it, new splits may join them.
     """
     writer: ShardFormat = catalog.build("shards", format, {})  # a format that is not there should not cost a scan
     check_places(source, out)
     per_shard = per_shard or PER_SHARD
+    _check(source, quality, channels, value_range, labels, maps, class_names)
+    names = tuple(tables.class_names(class_names)) if class_names else None
     options = {
         "format": format,
         "rules": RULES,
@@ -70,11 +84,26 @@ def build(
         "short_side": short_side,
         "splits": list(splits),
         "pillow": PIL.__version__,
+        **({} if channels is None else {"channels": channels}),
+        **({} if value_range is None else {"value_range": list(value_range)}),
+        **({} if labels is None else {"labels": _hash(labels)}),
+        **({} if maps is None else {"maps": True}),
+        **({} if class_names is None else {"class_names": _hash(class_names)}),
     }
-    plan = parts.Plan(
-        out, format, catalog.files, Wishes(quality, max_side, short_side), json.dumps(options, sort_keys=True)
+    plan = Plan(
+        out,
+        format,
+        catalog.files,
+        Wishes(quality, max_side, short_side, channels=channels or 3, values=value_range),
+        json.dumps(options, sort_keys=True),
+        labels.name if labels else None,
+        maps,
+        names if maps else None,
     )
-    found = scan(source, splits)
+    found = scan(source, splits, arrays=bool(channels or value_range), classes=labels is None)
+    lists: list[tables.Lists | None] = [None] * len(found.splits)
+    if labels:
+        found.classes, lists[:] = tables.read(labels, found.splits, None if maps else names)
     total = sum(len(listing) for listing in found.splits)
     counted = [0]
 
@@ -85,15 +114,48 @@ def build(
 
     try:
         with claimed(out, plan, found, overwrite) as others:
-            slices = [piece for listing in found.splits for piece in _slices(listing, per_shard)]
+            slices = [
+                piece
+                for listing, several in zip(found.splits, lists, strict=True)
+                for piece in _slices(listing, several, per_shard)
+            ]
             crew = min(workers or len(os.sched_getaffinity(0)), len(slices))
             make_all(plan, (piece.run() for piece in slices), crew, writer.imports, report)
             clear(out, {piece.name for piece in slices})
-            manifest = _merge(out, found, plan, others, slices)
-        shutil.rmtree(out / parts.FOLDER)
+            manifest = merge(found, plan, others, {piece.name: piece.listing for piece in slices})
+        shutil.rmtree(out / record.FOLDER)
     except OSError as error:
         raise disk_error(out, error, found, counted[0], total) from error
     return manifest
+
+
+def _check(
+    source: Path,
+    quality: int | None,
+    channels: int | None,
+    value_range: tuple[float, float] | None,
+    labels: Path | None,
+    maps: Path | None,
+    class_names: Path | None,
+) -> None:
+    """Refuse options that contradict each other."""
+    if quality and channels not in (None, 1, 3):
+        raise DataError(f"--quality is of JPEGs, which do not hold {channels} channels; leave one of the two out")
+    if value_range and not (all(map(math.isfinite, value_range)) and value_range[0] < value_range[1]):
+        raise DataError(f"--value-range {value_range[0]:g} {value_range[1]:g} is not two rising numbers")
+    if maps and not maps.is_dir():
+        raise DataError(f"{maps} is not a folder; give the folder that holds the maps")
+    if maps and source.resolve() in (maps.resolve(), *maps.resolve().parents):
+        raise DataError(f"{maps} lies inside {source}, so its maps would be taken for images; move one of them away")
+    if class_names and not (maps or labels):
+        raise DataError("--class-names are the names of classes in maps or in a table; give --maps or --labels too")
+
+
+def _hash(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; give the path of a text file") from error
 
 
 @dataclass(frozen=True)
@@ -101,6 +163,7 @@ class _Slice:
     """The files of one part, by number; ``run`` spells them out."""
 
     listing: Listing
+    lists: tables.Lists | None
     number: int
     start: int
     stop: int
@@ -109,93 +172,15 @@ class _Slice:
     def name(self) -> str:
         return f"{self.listing.split}-{self.number:06d}"
 
-    def run(self) -> parts.Run:
-        listing = self.listing
-        files = [(listing.paths[n], listing.key(n), listing.labels[n]) for n in range(self.start, self.stop)]
-        return parts.Run(self.name, listing.folder, listing.prefix, files)
+    def run(self) -> Run:
+        listing, lists = self.listing, self.lists
+        files = [
+            File(listing.paths[n], listing.key(n), listing.labels[n], lists.of(n) if lists else None)
+            for n in range(self.start, self.stop)
+        ]
+        return Run(self.name, listing.folder, listing.prefix, files)
 
 
-def _slices(listing: Listing, per_shard: int) -> Iterator[_Slice]:
+def _slices(listing: Listing, lists: tables.Lists | None, per_shard: int) -> Iterator[_Slice]:
     for number, start in enumerate(range(0, len(listing), per_shard)):
-        yield _Slice(listing, number, start, min(start + per_shard, len(listing)))
-
-
-def _merge(out: Path, found: Source, plan: parts.Plan, others: Manifest | None, slices: list[_Slice]) -> Manifest:
-    """The finished parts as splits: their indexes, then the manifest, which makes the shards valid."""
-    options = json.loads(plan.options)
-    splits = {
-        listing.split: _split(out, listing, [piece.name for piece in slices if piece.listing is listing])
-        for listing in found.splits
-    }
-    if not any(split.images for split in splits.values()):
-        first = next(split.refused[0] for split in splits.values() if split.refused)
-        raise DataError(f"none of the images can be used; the first is {first.path}: {first.reason}")
-    manifest = Manifest(
-        version=VERSION,
-        format=plan.format,
-        created_by=f"mae-pipe {__version__}",
-        options={**(others.options if others else {}), **dict.fromkeys(splits, options)},
-        classes=found.classes or (others.classes if others else []),
-        splits={**(others.splits if others else {}), **splits},
-    )
-    _save_info(out, manifest)
-    manifest.save(out)
-    parts.flush(out / NAME)
-    parts.flush(out)
-    return manifest
-
-
-def _split(out: Path, listing: Listing, names: list[str]) -> Split:
-    """Put the parts of one split together, and write its index."""
-    shards: list[Shard] = []
-    rows: list[SampleIndex] = []
-    refused, converted = list(listing.refused), Counter[str]()
-    pixels, values, squares, sides = 0, np.zeros(3, object), np.zeros(3, object), np.zeros(2, object)  # exact integers
-    for name in names:
-        part = parts.load(out, name)
-        refused += part.refused
-        converted.update(part.converted)
-        if part.file is None:
-            continue
-        rows.append(replace(part.rows, shard=np.full(len(part.rows), len(shards), np.uint32)))
-        shards.append(part.file)
-        pixels += part.sums.pixels
-        values, squares, sides = values + part.sums.values, squares + part.sums.squares, sides + part.sides
-    images = sum(shard.images for shard in shards)
-    index = out / f"{listing.split}.index.safetensors"
-    draft = index.with_name(index.name + ".tmp")
-    SampleIndex.joined(rows).save(draft)
-    parts.settle(draft, index)
-    mean = [float(value) / max(pixels, 1) / 255 for value in values]
-    power = [float(square) / max(pixels, 1) / 255**2 for square in squares]
-    return Split(
-        images=images,
-        shards=shards,
-        index=Shard(name=index.name, images=images, bytes=index.stat().st_size, sha256=parts.sha256_of(index)),
-        statistics=Statistics(
-            mean=mean,
-            std=[max(p - m * m, 0.0) ** 0.5 for p, m in zip(power, mean, strict=True)],
-            mean_width=sides[0] / max(images, 1),
-            mean_height=sides[1] / max(images, 1),
-        ),
-        labelled=listing.labelled,
-        converted=dict(sorted(converted.items())),
-        refused=sorted(refused, key=lambda entry: entry.path),
-    )
-
-
-def _save_info(out: Path, manifest: Manifest) -> None:
-    """``_info.json``, in which timm's reader of tars looks up files and lengths."""
-    if not all(shard.name.endswith(".tar") for split in manifest.splits.values() for shard in split.shards):
-        return
-    splits = {
-        name: {
-            "name": name,
-            "num_samples": split.images,
-            "filenames": [shard.name for shard in split.shards],
-            "shard_lengths": [shard.images for shard in split.shards],
-        }
-        for name, split in manifest.splits.items()
-    }
-    path = out / INFO
-    path.write_text(json.dumps({"name": "mae-pipe", "splits": splits}, indent=1) + "\n", encoding="utf-8")
+        yield _Slice(listing, lists, number, start, min(start + per_shard, len(listing)))

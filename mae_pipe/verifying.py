@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from mae_pipe.catalog import Catalog
 from mae_pipe.data.manifest import Manifest, SampleIndex, Shard, Split
 from mae_pipe.data.parts import sha256_of
@@ -16,6 +18,7 @@ from mae_pipe.errors import DataError, MaePipeError, PluginError
 
 Progress = Callable[[int, int], None]  # bytes checked, bytes in all
 NAMED = 5  # damaged samples that a sentence names
+FLAT = ("key_bytes", "labels_flat")  # columns without a row an image
 _KEY = re.compile(r"[A-Za-z0-9_/-]+")
 
 
@@ -33,7 +36,7 @@ def verify(folder: Path, *, catalog: Catalog | None = None, progress: Progress |
     done = 0
     found: list[str] = []
     for name, split in manifest.splits.items():
-        index, damage = _index(folder, name, split, len(manifest.classes))
+        index, damage = _index(folder, name, split, manifest)
         found += damage
         start = 0
         for number, shard in enumerate(split.shards):
@@ -49,7 +52,7 @@ def verify(folder: Path, *, catalog: Catalog | None = None, progress: Progress |
     return found
 
 
-def _index(folder: Path, name: str, split: Split, classes: int) -> tuple[SampleIndex | None, list[str]]:
+def _index(folder: Path, name: str, split: Split, manifest: Manifest) -> tuple[SampleIndex | None, list[str]]:
     """The sample index of a split, where it can be believed, and what is wrong with it or the counts."""
     found = []
     if sum(shard.images for shard in split.shards) != split.images or split.index.images != split.images:
@@ -58,11 +61,20 @@ def _index(folder: Path, name: str, split: Split, classes: int) -> tuple[SampleI
         index = SampleIndex.load(folder, split.index)
     except DataError as error:
         return None, [*found, str(error)]
-    lengths = {len(column) for column_name, column in vars(index).items() if column_name != "key_bytes"}
+    lengths = {len(column) for column_name, column in index.columns().items() if column_name not in FLAT}
     if lengths != {split.images}:
         return None, [*found, f"{split.index.name} has {len(index)} rows, the manifest says {split.images}"]
-    if len(index) and int(index.label.max()) >= classes:
-        found.append(f"{split.index.name} has the label {int(index.label.max())}, but there are {classes} classes")
+    classes = len(manifest.classes)
+    labels = index.label if index.labels_flat is None else np.append(index.label, index.labels_flat)
+    highest = int(labels.max(initial=-1))
+    if highest >= classes:
+        found.append(f"{split.index.name} has the label {highest}, but there are {counted(classes, 'class')}")
+    ends, flat = None if index.labels_end is None else index.labels_end.astype(np.int64), index.labels_flat
+    several = split.labelled and manifest.labelling == "multi" and len(index) > 0
+    if several and (ends is None or flat is None or (np.diff(ends) < 0).any() or int(ends[-1]) != len(flat)):
+        return None, [*found, f"{split.index.name} does not say which classes each image has"]
+    if split.maps and len(index) and (index.map_offset is None or index.map_size is None or index.map_crc32 is None):
+        return None, [*found, f"{split.index.name} does not say where each map lies"]
     if len(index) and int(index.encoding.max()) >= len(ENCODINGS):
         return None, [*found, f"{split.index.name} has an unknown encoding; upgrade mae-pipe"]
     keys = Counter(index.key(row) for row in range(len(index)))
@@ -75,7 +87,7 @@ def _index(folder: Path, name: str, split: Split, classes: int) -> tuple[SampleI
 def _shard(path: Path, shard: Shard, index: SampleIndex | None, rows: range, format: ShardFormat | None) -> list[str]:
     """What is wrong with one shard file."""
     if not path.is_file():
-        return [f"{shard.name} is missing: {shard.images} images"]
+        return [f"{shard.name} is missing: {counted(shard.images, 'image')}"]
     size = path.stat().st_size
     whole = size == shard.bytes and sha256_of(path) == shard.sha256
     broken = None if index is None or format is None else _broken(path, index, rows, format)
@@ -91,7 +103,10 @@ def _shard(path: Path, shard: Shard, index: SampleIndex | None, rows: range, for
         return [f"{shard.name} {what}"]
     if not broken:
         return [f"{shard.name} {what}, outside its images"]
-    return [f"{shard.name} {what}; {len(broken)} of its {shard.images} images are damaged: {_named(broken)}"]
+    are = "is" if len(broken) == 1 else "are"
+    return [
+        f"{shard.name} {what}; {len(broken)} of its {counted(shard.images, 'image')} {are} damaged: {_named(broken)}"
+    ]
 
 
 def _broken(path: Path, index: SampleIndex, rows: range, format: ShardFormat) -> list[str] | None:
@@ -111,10 +126,17 @@ def _broken(path: Path, index: SampleIndex, rows: range, format: ShardFormat) ->
 def _intact(reader: ShardReader, number: int, index: SampleIndex, row: int) -> bool:
     placed = index.placed(row)
     try:
-        data = reader.read(number, placed)
+        read = [(reader.read(number, placed), placed)]
+        if placed.map:
+            read.append((reader.read_map(number, placed.map), placed.map))
     except MaePipeError:
         return False
-    return len(data) == placed.size and zlib.crc32(data) == placed.crc32
+    return all(len(data) == place.size and zlib.crc32(data) == place.crc32 for data, place in read)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things for people: 1 image, 2 images, 2 classes."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
 
 
 def _named(keys: list[str]) -> str:

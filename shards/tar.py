@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 import zlib
 from collections.abc import Iterable
@@ -12,13 +13,14 @@ from mae_pipe.api import Placed, Sample, ShardFormat, ShardReader, plugin
 
 from .file import ShardFile
 
-ENDINGS = {"jpeg": "jpg", "png": "png", "webp": "webp"}
+ENDINGS = {"jpeg": "jpg", "png": "png", "webp": "webp", "npy": "npy"}
 
 
 @plugin("webdataset")
 class Tar(ShardFormat):
-    """WebDataset tar files: KEY.jpg (or png, webp) and KEY.cls; read by webdataset, timm and tar.
+    """WebDataset tar files: KEY.jpg (or png, webp, npy) and KEY.cls; read by webdataset, timm and tar.
 
+    Images of several classes have KEY.json instead, {"labels": [numbers]}; maps are KEY.seg.png.
     POSIX tar with time, owner and group 0; names beyond 100 letters take a PAX header.
     """
 
@@ -29,9 +31,15 @@ class Tar(ShardFormat):
         with path.open("wb") as out:
             for sample in samples:
                 offset = _member(out, f"{sample.key}.{ENDINGS[sample.encoding]}", sample.image)
-                places.append(Placed(offset, len(sample.image), zlib.crc32(sample.image), sample.encoding))
                 if sample.label is not None:
                     _member(out, f"{sample.key}.cls", str(sample.label).encode())
+                if sample.labels is not None:
+                    _member(out, f"{sample.key}.json", json.dumps({"labels": sample.labels}).encode())
+                map_ = None
+                if sample.map is not None:
+                    place = _member(out, f"{sample.key}.seg.png", sample.map)
+                    map_ = Placed(place, len(sample.map), zlib.crc32(sample.map), "png")
+                places.append(Placed(offset, len(sample.image), zlib.crc32(sample.image), sample.encoding, map_))
             out.write(bytes(2 * tarfile.BLOCKSIZE))
             out.write(bytes(-out.tell() % tarfile.RECORDSIZE))
         return places

@@ -187,7 +187,7 @@ def test_verify_names_the_damaged_image_in_a_beton(built: dict[str, Path], tmp_p
         file.seek(index.placed(13).offset + 5)
         file.write(b"\0\0\0")
     (damage,) = verify(tmp_path)
-    assert damage.endswith(f"1 of its 10 images are damaged: {index.key(13)}")
+    assert damage.endswith(f"1 of its 10 images is damaged: {index.key(13)}")
 
 
 def test_tar_lists_the_members_of_a_shard(built: dict[str, Path]) -> None:

@@ -445,7 +445,7 @@ def test_verify_finds_a_flipped_byte_and_names_the_image(whole: Path, tmp_path: 
         file.write(bytes([byte ^ 1]))
     (damage,) = verify(out)
     assert damage == (
-        f"train-000001.tar has other bytes than it was built with; 1 of its 5 images are damaged: {index.key(row)}"
+        f"train-000001.tar has other bytes than it was built with; 1 of its 5 images is damaged: {index.key(row)}"
     )
     result = CliRunner().invoke(_group, ["verify", str(out)])
     assert (result.exit_code, index.key(row) in result.stdout) == (4, True)
@@ -487,7 +487,7 @@ def test_verify_sees_an_index_that_was_renewed_with_wrong_rows(whole: Path, tmp_
     (out / "manifest.json").write_text(json.dumps(data))
     damage = "\n".join(verify(out))
     assert "has the label 9, but there are 2 classes" in damage
-    assert f"its index is not right; 1 of its 5 images are damaged: {index.key(4)}" in damage
+    assert f"its index is not right; 1 of its 5 images is damaged: {index.key(4)}" in damage
 
 
 def test_the_command_says_what_it_did_and_what_comes_next(image_folder: Path, tmp_path: Path) -> None:

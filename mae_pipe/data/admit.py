@@ -1,8 +1,8 @@
 """The bytes of an image file -> a checked image ready to be stored, or why not.
 
-What every decoder reads alike (8-bit RGB or grey JPEG, PNG, WebP, upright, within the wanted
-size) is kept byte for byte. The rest is converted, each way counted by name. Nothing else passes:
-a picture is decoded whole here, once, so that training never meets a bad one.
+What every decoder reads alike (8-bit JPEG, PNG, WebP of the wanted channels, upright, within the
+wanted size) is kept byte for byte. The rest is converted, each way counted by name. Nothing else
+passes: a picture is decoded whole here, once, so that training never meets a bad one.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mae_pipe.data import jpeg
+from mae_pipe.data import arrays, jpeg, plain
 from mae_pipe.data.refusal import Refusal
 from mae_pipe.data.sample import Encoding
+from mae_pipe.errors import MaePipeError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # no other decoder is ever tried
-PIXELS = 64_000_000  # an image that claims more is refused before it is decoded
+PIXELS = arrays.PIXELS
 BYTES = 512 << 20  # a file that is larger is not read
 QUALITY = 95  # of JPEGs that have to be made anew; 4:4:4
 ORIENTATION = 0x0112  # EXIF
@@ -44,25 +45,34 @@ class Wishes:
         max_side: the longer side is shrunk to this many pixels.
         short_side: the shorter side is shrunk to this many pixels.
         limit: a larger side is refused, as the shard format cannot hold it.
+        channels: files of another number are refused; 3 takes grey ones too.
+        values: what become 0 and 255, of numbers that are not 8 bits.
     """
 
     quality: int | None = None
     max_side: int | None = None
     short_side: int | None = None
     limit: int | None = None
+    channels: int = 3
+    values: arrays.Range | None = None
 
 
 class Sums(NamedTuple):
-    """Exact sums over an image's pixels, per channel (red, green, blue)."""
+    """Exact sums over an image's pixels, per channel."""
 
     pixels: int
-    values: tuple[int, int, int]
-    squares: tuple[int, int, int]
+    values: tuple[int, ...]
+    squares: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A checked image; ``converted`` names what was done to it, () where its bytes are the file's."""
+    """A checked image.
+
+    Attributes:
+        converted: what was done to it, () where its bytes are the file's.
+        whole: its (width, height) before it was shrunk.
+    """
 
     image: bytes
     encoding: Encoding
@@ -70,6 +80,10 @@ class Admitted:
     height: int
     converted: tuple[str, ...]
     sums: Sums
+    whole: tuple[int, int]
+
+
+Picture = Image.Image | arrays.Pixels  # an array where no mode of Pillow's has as many channels
 
 
 def admit(data: bytes, wishes: Wishes = Wishes()) -> Admitted:
@@ -81,7 +95,7 @@ def admit(data: bytes, wishes: Wishes = Wishes()) -> Admitted:
     with warnings.catch_warnings(action="ignore"):
         try:
             return _admit(data, wishes)
-        except Refusal:
+        except (Refusal, MaePipeError):
             raise
         except UnidentifiedImageError:
             raise Refusal("not an image, or its header is damaged") from None
@@ -93,106 +107,94 @@ def admit(data: bytes, wishes: Wishes = Wishes()) -> Admitted:
 
 
 def _admit(data: bytes, wishes: Wishes) -> Admitted:
+    converted: list[str] = []
+    read = None
+    if data.startswith(arrays.MAGIC):
+        read, kind = arrays.of_npy, "NPY"
+    elif data[:4] in arrays.TIFF_MAGICS and (wishes.channels not in (1, 3) or wishes.values):
+        read, kind = arrays.of_tiff, "TIFF"
+    if read is not None:
+        converted.append(kind.lower())
+        picture = _pictured(read(data, wishes.channels, wishes.values, converted))
+    else:
+        data, kind, picture = _decoded(data, wishes, converted)
+    whole = _size(picture)
+    picture = _shrunk(picture, wishes, converted)
+    width, height = _size(picture)
+    if wishes.limit and max(width, height) > wishes.limit:
+        raise Refusal(f"{width} x {height} pixels, more than the {wishes.limit} that the format holds")
+    lossy = kind == "JPEG" or (kind == "WEBP" and not _is_lossless_webp(data))
+    if wishes.quality is not None and not lossy:
+        converted.append("to jpeg")
+    stored, encoding, picture = _stored(data, kind, picture, converted, wishes.quality, lossy)
+    return Admitted(stored, encoding, width, height, tuple(converted), sums(picture, wishes.channels), whole)
+
+
+def _decoded(data: bytes, wishes: Wishes, converted: list[str]) -> tuple[bytes, str, Image.Image]:
+    """An image file's bytes, mended where need be, its kind, and its picture, upright."""
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     width, height = image.size
     if width * height > PIXELS:
         raise Refusal(f"claims {width} x {height} pixels, more than {PIXELS // 10**6} megapixels")
-    converted: list[str] = []
     kind = "JPEG" if image.format == "MPO" else str(image.format)
     turned = _orientation(image)
     if kind == "JPEG":
         data, picture = jpeg.checked(data, image, converted)
+        if picture.mode == "CMYK" and wishes.channels in (1, 3):
+            converted.append("cmyk")
+            picture = picture.convert("RGB")
+        picture = plain.of_channels(picture, wishes.channels, converted)
     else:
-        picture = _other(data, image, kind, converted)
+        picture = plain.picture(data, image, kind, wishes.channels, wishes.values, converted)
     if turned != 1:
         converted.append("rotated")
         if kind != "TIFF":  # Pillow turns a TIFF while it loads it
             picture = picture.transpose(UPRIGHT[turned])
-    picture = _shrunk(picture, wishes, converted)
-    if wishes.limit and max(picture.size) > wishes.limit:
-        raise Refusal(f"{picture.width} x {picture.height} pixels, more than the {wishes.limit} that the format holds")
-    lossy = kind == "JPEG" or (kind == "WEBP" and not _is_lossless_webp(data))
-    if wishes.quality is not None and not lossy:
-        converted.append("to jpeg")
-    encoding: Encoding
-    if converted in ([], ["end marker added"], ["padding removed"]) and kind in ("JPEG", "PNG", "WEBP"):
-        stored, encoding = data, _ENCODINGS[kind]
-    elif lossy or wishes.quality is not None:
-        stored, picture = _as_jpeg(picture, wishes.quality or QUALITY)
-        encoding = "jpeg"
-    else:
-        stored, encoding = _as_png(picture), "png"
-    return Admitted(stored, encoding, picture.width, picture.height, tuple(converted), sums(picture))
+    return data, kind, picture
+
+
+def _stored(
+    data: bytes, kind: str, picture: Picture, converted: list[str], quality: int | None, lossy: bool
+) -> tuple[bytes, Encoding, Picture]:
+    """What is stored, and the picture that it decodes to."""
+    if isinstance(picture, np.ndarray):
+        return arrays.stored(picture), "npy", picture
+    if converted in ([], ["end marker added"], ["padding removed"]) and kind in _ENCODINGS:
+        return data, _ENCODINGS[kind], picture
+    if (lossy or quality is not None) and picture.mode != "RGBA":
+        made, picture = _as_jpeg(picture, quality or QUALITY)
+        return made, "jpeg", picture
+    return _as_png(picture), "png", picture
 
 
 _ENCODINGS: dict[str, Encoding] = {"JPEG": "jpeg", "PNG": "png", "WEBP": "webp"}
 
 
-def sums(picture: Image.Image) -> Sums:
-    """Of an RGB or grey picture."""
-    counts = np.array(picture.histogram(), np.int64).reshape(-1, 256)  # [3 or 1, 256]
+def sums(picture: Picture, channels: int) -> Sums:
+    """Of the pixels that are stored; grey stands for all of 3 channels."""
+    width, height = _size(picture)
+    if isinstance(picture, np.ndarray):
+        bands = (picture[..., band].ravel() for band in range(picture.shape[2]))
+        counts = np.stack([np.bincount(band, minlength=256) for band in bands])  # [C, 256]
+    else:
+        counts = np.array(picture.histogram(), np.int64).reshape(-1, 256)  # [C or 1, 256]
     levels = np.arange(256)
     values, squares = (counts * levels).sum(1).tolist(), (counts * levels**2).sum(1).tolist()
     if len(values) == 1:
-        values, squares = values * 3, squares * 3
-    return Sums(picture.width * picture.height, tuple(values), tuple(squares))
+        values, squares = values * channels, squares * channels
+    return Sums(width * height, tuple(values), tuple(squares))
 
 
-def _other(data: bytes, image: Image.Image, kind: str, converted: list[str]) -> Image.Image:
-    """The picture of anything but a JPEG, RGB or grey, 8 bits."""
-    if kind == "PNG":
-        Image.open(io.BytesIO(data), formats=("PNG",)).verify()  # checksums, which decoding alone does not look at
-    if kind not in _ENCODINGS:
-        converted.append(kind.lower())
-    if getattr(image, "n_frames", 1) > 1:
-        converted.append("first page" if kind == "TIFF" else "first frame")
-    deep = kind == "PNG" and data[24] == 16
-    if deep or image.mode.startswith("I;16") or (kind == "PPM" and image.mode == "I"):
-        converted.append("16-bit")
-    if deep and image.mode in ("RGB", "RGBA"):
-        picture = _exact_16_bit(data, image.mode)
-    else:
-        image.load()
-        picture = image
-    if picture.mode.startswith("I;16") or (kind == "PPM" and picture.mode == "I"):
-        values = np.asarray(picture).astype(np.uint32)
-        picture = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    return _plain(picture, converted)
+def _pictured(pixels: arrays.Pixels) -> Picture:
+    """Pillow's, where PNG holds as many channels."""
+    if pixels.shape[2] == 1:
+        return Image.fromarray(np.ascontiguousarray(pixels[..., 0]))
+    return Image.fromarray(np.ascontiguousarray(pixels)) if pixels.shape[2] in (3, 4) else pixels
 
 
-def _plain(picture: Image.Image, converted: list[str]) -> Image.Image:
-    """RGB or grey, without alpha (on white), palette or other colour spaces."""
-    mode = picture.mode
-    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        converted.append("alpha")
-        grey = mode in ("L", "LA", "La", "1")
-        layer = picture.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        white.alpha_composite(layer)
-        return white.convert("L" if grey else "RGB")
-    if mode in ("RGB", "L"):
-        return picture
-    if mode == "1":
-        converted.append("bilevel")
-        return picture.convert("L")
-    names = {"P": "palette", "CMYK": "cmyk", "YCbCr": "ycbcr", "RGBX": "rgbx"}
-    if mode not in names:
-        raise Refusal(f"pixels of the kind {mode!r}, which have no agreed range; convert the file to 8 or 16 bits")
-    converted.append(names[mode])
-    return picture.convert("RGB")
-
-
-def _exact_16_bit(data: bytes, mode: str) -> Image.Image:
-    """A 16-bit colour PNG, rounded to 8 bits; Pillow alone would cut the lower byte off.
-
-    Read as big-endian it gives the upper bytes, read as little-endian the lower ones.
-    """
-    halves = []
-    for order in ("B", "L"):
-        image = Image.open(io.BytesIO(data), formats=("PNG",))
-        image.tile = [tile._replace(args=f"{mode};16{order}") for tile in image.tile]
-        halves.append(np.asarray(image).astype(np.uint32))
-    return Image.fromarray(((halves[0] * 256 + halves[1] + 128) // 257).astype(np.uint8), mode)
+def _size(picture: Picture) -> tuple[int, int]:
+    """Width and height."""
+    return picture.size if isinstance(picture, Image.Image) else (picture.shape[1], picture.shape[0])
 
 
 def _orientation(image: Image.Image) -> int:
@@ -204,8 +206,8 @@ def _orientation(image: Image.Image) -> int:
     return value if value in range(2, 9) else 1
 
 
-def _shrunk(picture: Image.Image, wishes: Wishes, converted: list[str]) -> Image.Image:
-    width, height = picture.size
+def _shrunk(picture: Picture, wishes: Wishes, converted: list[str]) -> Picture:
+    width, height = _size(picture)
     factor = min(
         1.0,
         (wishes.max_side or max(width, height)) / max(width, height),
@@ -215,7 +217,12 @@ def _shrunk(picture: Image.Image, wishes: Wishes, converted: list[str]) -> Image
     if size == (width, height):
         return picture
     converted.append("resized")
-    return picture.resize(size, Image.Resampling.BICUBIC)  # antialiased, the filter of the training crops
+    if isinstance(picture, Image.Image) and picture.mode != "RGBA":
+        return picture.resize(size, Image.Resampling.BICUBIC)  # antialiased, the filter of the training crops
+    # Band by band: Pillow would take a fourth channel for opacity.
+    bands = np.asarray(picture)
+    images = (Image.fromarray(np.ascontiguousarray(bands[..., band])) for band in range(bands.shape[2]))
+    return _pictured(np.stack([np.asarray(image.resize(size, Image.Resampling.BICUBIC)) for image in images], axis=2))
 
 
 def _is_lossless_webp(data: bytes) -> bool:

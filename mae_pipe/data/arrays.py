@@ -6,6 +6,7 @@ An array's header is read by NumPy's own parser and its numbers are taken as the
 from __future__ import annotations
 
 import io
+import logging
 import math
 from typing import Any
 
@@ -34,16 +35,26 @@ def of_tiff(data: bytes, channels: int, values: Range | None, converted: list[st
     try:
         import tifffile
     except ImportError:
-        raise DataError(
-            f"TIFF files of {channels} channels need tifffile; install it with: pip install 'mae-pipe[tiff]'"
-        ) from None
+        raise _needs_extra("tifffile", channels) from None
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # what it has to say comes as an error too
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         series = file.series[0]
         shape = [side for side in series.shape if side != 1]
         if len(shape) not in (2, 3) or math.prod(shape) > PIXELS * channels:
-            raise Refusal(f"a TIFF of the shape {_by(series.shape)}, not one image of {_channels(channels)}")
-        array = series.asarray().reshape(shape)
+            raise Refusal(f"wrong channels: a TIFF of {_by(series.shape)}, not one image of {_channels(channels)}")
+        try:
+            array = series.asarray().reshape(shape)
+        except ValueError as error:
+            if "imagecodecs" in str(error):
+                raise _needs_extra("imagecodecs", channels) from None
+            raise
     return _eight_bits(_bands_last(array, channels), values, converted)
+
+
+def _needs_extra(package: str, channels: int) -> DataError:
+    return DataError(
+        f"TIFF files of {_channels(channels)} need {package}; install it with: pip install 'mae-pipe[tiff]'"
+    )
 
 
 def stored(pixels: Pixels) -> bytes:

@@ -12,7 +12,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection, get_context, parent_process
 from typing import Any
 
-from mae_pipe.data.parts import Plan, Run, Stopped, make
+from mae_pipe.data.parts import Stopped, make
+from mae_pipe.data.plan import Plan, Run
 from mae_pipe.errors import MaePipeError
 
 Report = Callable[[int, int], None]  # images done, of which refused

@@ -15,7 +15,7 @@ EOI = b"\xff\xd9"
 
 
 def checked(data: bytes, image: Image.Image, converted: list[str]) -> tuple[bytes, Image.Image]:
-    """A JPEG's bytes, mended where that loses nothing, and its picture.
+    """A JPEG's bytes, mended where that loses nothing, and its picture: RGB, grey or CMYK.
 
     libjpeg goes on after damage and only warns, so its warnings count as errors here.
     """
@@ -30,8 +30,7 @@ def checked(data: bytes, image: Image.Image, converted: list[str]) -> tuple[byte
             raise _damage(error) from None
         converted.append(note)
     if space == "CMYK":
-        converted.append("cmyk")
-        return data, Image.open(io.BytesIO(data), formats=("JPEG",)).convert("RGB")  # it knows Adobe's inversion
+        return data, Image.open(io.BytesIO(data), formats=("JPEG",))  # Pillow knows Adobe's inversion
     return data, from_array(pixels, image.mode)
 
 

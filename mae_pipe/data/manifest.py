@@ -182,11 +182,12 @@ class SampleIndex:
                 columns[ends] = np.concatenate([getattr(p, ends) + s for p, s in zip(parts, starts, strict=True)])
         return cls(**columns)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:
         """Write the index; the same rows give the same bytes."""
         from safetensors.numpy import save
 
-        path.write_bytes(save({name: np.ascontiguousarray(value) for name, value in self.columns().items()}))
+        columns = {name: np.ascontiguousarray(value) for name, value in self.columns().items()}
+        path.write_bytes(save(columns, metadata))
 
     @classmethod
     def load(cls, folder: Path, part: Shard) -> SampleIndex:

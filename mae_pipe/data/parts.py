@@ -7,28 +7,29 @@ the disk and renamed, so a shard file that has its name is whole, and a build th
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import stat
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from mae_pipe.catalog import Catalog
-from mae_pipe.data.admit import BYTES, Sums, Wishes, admit
+from mae_pipe.data import record
+from mae_pipe.data.admit import BYTES, Admitted, Sums, admit
 from mae_pipe.data.listing import printable
 from mae_pipe.data.manifest import Refused, SampleIndex, Shard
+from mae_pipe.data.maps import AdmittedMap, admit_map
+from mae_pipe.data.plan import File, Plan, Run, fingerprint
+from mae_pipe.data.record import Part
 from mae_pipe.data.refusal import Refusal
 from mae_pipe.data.sample import ENCODINGS, Placed, Sample, ShardFormat
 from mae_pipe.errors import MaePipeError, PluginError
-
-FOLDER = ".parts"
 
 
 class Stopped(Exception):
@@ -41,66 +42,29 @@ class Tally(Protocol):
     def add(self, done: int, refused: int) -> None: ...
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What all parts of a build share."""
-
-    out: Path
-    format: str
-    plugin_files: tuple[Path, ...]
-    wishes: Wishes
-    options: str  # JSON: all that changes bytes
-
-
-@dataclass(frozen=True)
-class Run:
-    """The source files of one part: ``files`` are (path in ``folder``, key, label or -1)."""
-
-    name: str  # of the shard file, without its suffix
-    folder: Path
-    prefix: str
-    files: list[tuple[str, str, int]]
-
-
-@dataclass(frozen=True)
-class Part:
-    """The record of a finished part; ``file`` is None where every image was refused."""
-
-    file: Shard | None
-    sums: Sums
-    sides: tuple[int, int]  # sums of widths and heights
-    converted: dict[str, int]
-    refused: list[Refused]
-    rows: SampleIndex  # with shard 0 throughout
-
-
-def record_path(out: Path, name: str) -> Path:
-    return out / FOLDER / f"{name}.safetensors"
-
-
 def make(plan: Plan, run: Run, tally: Tally) -> None:
     """Make one part, unless it is there already from the same files and options."""
-    fingerprint = _fingerprint(plan, run)
-    kept = _finished(plan, run, fingerprint)
+    seen = fingerprint(plan, run)
+    kept = _finished(plan, run, seen)
     if kept:
         tally.add(len(run.files), len(kept.refused))
         return
     format: ShardFormat = Catalog(plan.plugin_files).build("shards", plan.format, {})
     path = plan.out / f"{run.name}{format.suffix}"
     new = path.with_name(path.name + ".tmp")
-    record = record_path(plan.out, run.name)
+    noted = record.record_path(plan.out, run.name)
     try:
         made = _Making(plan, run, format.max_side, tally)
-        places = _written(format, new, made, plan.format)
+        places = _written(format, new, made, plan)
         file = None
         if places:
             file = Shard(name=path.name, images=len(places), bytes=new.stat().st_size, sha256=sha256_of(new))
             settle(new, path)
         else:
             path.unlink(missing_ok=True)
-        draft = record.with_name(record.name + ".tmp")
-        _save(draft, made, places, file, fingerprint)
-        settle(draft, record)
+        draft = noted.with_name(noted.name + ".tmp")
+        record.save(draft, made.part(places, file, seen))
+        settle(draft, noted)
     finally:
         with suppress(OSError):
             new.unlink(missing_ok=True)
@@ -110,34 +74,110 @@ class _Making:
     """Iterates over a run's admitted samples, and keeps account of them."""
 
     def __init__(self, plan: Plan, run: Run, limit: int | None, tally: Tally) -> None:
-        self._run, self._tally = run, tally
-        self._wishes = Wishes(plan.wishes.quality, plan.wishes.max_side, plan.wishes.short_side, limit)
+        self._plan, self._run, self._tally = plan, run, tally
+        self._wishes = replace(plan.wishes, limit=limit)
         self.keys: list[str] = []
-        self.shapes: list[tuple[int, int, int]] = []  # width, height, label
-        self.converted: Counter[str] = Counter()
-        self.refused: list[tuple[str, str]] = []
-        self.pixels, self.values, self.squares = 0, [0, 0, 0], [0, 0, 0]
+        self._shapes: list[tuple[int, int, int]] = []  # width, height, label
+        self._labels: list[tuple[int, ...]] = []
+        self._top = -1
+        self._converted: Counter[str] = Counter()
+        self._refused: list[Refused] = []
+        channels = plan.wishes.channels
+        self._pixels, self._values, self._squares = 0, [0] * channels, [0] * channels
 
     def __iter__(self) -> Iterator[Sample]:
-        for path, key, label in self._run.files:
+        for file in self._run.files:
             try:
-                image = admit(_read(self._run.folder / path), self._wishes)
+                image, map_ = self._admitted(file)
             except Refusal as refusal:
-                self.refused.append((printable(self._run.prefix + path), str(refusal)))
+                self._refused.append(Refused(path=printable(self._run.prefix + file.path), reason=str(refusal)))
                 self._tally.add(1, 1)
                 continue
-            self.keys.append(key)
-            self.shapes.append((image.width, image.height, label))
-            self.converted.update(image.converted)
-            self.pixels += image.sums.pixels
-            for channel in range(3):
-                self.values[channel] += image.sums.values[channel]
-                self.squares[channel] += image.sums.squares[channel]
-            yield Sample(key, image.image, image.encoding, image.width, image.height, None if label < 0 else label)
+            self._count(file, image, map_)
+            yield Sample(
+                file.key,
+                image.image,
+                image.encoding,
+                image.width,
+                image.height,
+                None if file.label < 0 else file.label,
+                self._plan.wishes.channels,
+                file.labels,
+                map_.data if map_ else None,
+            )
             self._tally.add(1, 0)
 
+    def _admitted(self, file: File) -> tuple[Admitted, AdmittedMap | None]:
+        plan = self._plan
+        if plan.table is not None and file.labels is None:
+            raise Refusal(f"no line in {plan.table}")
+        where = plan.maps / self._run.map_of(file) if plan.maps else None
+        if where is not None and not where.exists():
+            raise Refusal(f"no map: {printable(self._run.map_of(file))} is not there")
+        image = admit(_read(self._run.folder / file.path), self._wishes)
+        if where is None:
+            return image, None
+        classes = None if plan.map_names is None else len(plan.map_names)
+        return image, admit_map(_read(where), image.whole, (image.width, image.height), classes)
 
-def _written(format: ShardFormat, path: Path, made: _Making, name: str) -> list[Placed]:
+    def _count(self, file: File, image: Admitted, map_: AdmittedMap | None) -> None:
+        self.keys.append(file.key)
+        self._shapes.append((image.width, image.height, file.label))
+        self._labels.append(file.labels or ())
+        self._top = max(self._top, map_.top if map_ else -1)
+        self._converted.update(image.converted)
+        self._pixels += image.sums.pixels
+        for channel in range(self._plan.wishes.channels):
+            self._values[channel] += image.sums.values[channel]
+            self._squares[channel] += image.sums.squares[channel]
+
+    def part(self, places: list[Placed], file: Shard | None, seen: str) -> Part:
+        """The record of what was made."""
+        shapes = np.array(self._shapes, np.int64).reshape(-1, 3)
+        return Part(
+            file=file,
+            sums=Sums(self._pixels, tuple(self._values), tuple(self._squares)),
+            sides=(int(shapes[:, 0].sum()), int(shapes[:, 1].sum())),
+            top=self._top,
+            converted=dict(self._converted),
+            refused=self._refused,
+            rows=self._rows(places, shapes),
+            fingerprint=seen,
+        )
+
+    def _rows(self, places: list[Placed], shapes: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> SampleIndex:
+        encoded = [key.encode() for key in self.keys]
+        rows = SampleIndex(
+            shard=np.zeros(len(places), np.uint32),
+            offset=np.array([place.offset for place in places], np.uint64),
+            size=np.array([place.size for place in places], np.uint64),
+            crc32=np.array([place.crc32 for place in places], np.uint32),
+            encoding=np.array([ENCODINGS.index(place.encoding) for place in places], np.uint8),
+            width=shapes[:, 0].astype(np.uint32),
+            height=shapes[:, 1].astype(np.uint32),
+            label=shapes[:, 2].astype(np.int32),
+            key_ends=np.cumsum([len(key) for key in encoded], dtype=np.uint64),
+            key_bytes=np.frombuffer(b"".join(encoded), np.uint8),
+        )
+        if self._plan.table is not None:
+            rows = replace(
+                rows,
+                labels_end=np.cumsum([len(labels) for labels in self._labels], dtype=np.uint64),
+                labels_flat=np.array([label for labels in self._labels for label in labels], np.uint32),
+            )
+        if self._plan.maps:
+            maps = [place.map for place in places if place.map]
+            rows = replace(
+                rows,
+                map_offset=np.array([place.offset for place in maps], np.uint64),
+                map_size=np.array([place.size for place in maps], np.uint64),
+                map_crc32=np.array([place.crc32 for place in maps], np.uint32),
+            )
+        return rows
+
+
+def _written(format: ShardFormat, path: Path, made: _Making, plan: Plan) -> list[Placed]:
+    name = plan.format
     samples = iter(made)
     first = next(samples, None)
     if first is None:
@@ -158,6 +198,8 @@ def _written(format: ShardFormat, path: Path, made: _Making, name: str) -> list[
             f"the shards plugin {name!r} returned {len(places)} places for {len(made.keys)} samples; "
             f"write() must store every sample and return a place for each"
         )
+    if plan.maps and not all(place.map for place in places):
+        raise PluginError(f"the shards plugin {name!r} stores no maps; use another --format, or leave out --maps")
     _read_back(format, path, places, made.keys, name)
     return places
 
@@ -167,9 +209,12 @@ def _read_back(format: ShardFormat, path: Path, places: list[Placed], keys: list
     reader = format.open(path)
     try:
         for number, (placed, key) in enumerate(zip(places, keys, strict=True)):
-            data = reader.read(number, placed)
-            if len(data) != placed.size or zlib.crc32(data) != placed.crc32:
-                raise PluginError(f"the shards plugin {name!r} does not read {key!r} as it wrote it to {path}")
+            read = [(reader.read(number, placed), placed)]
+            if placed.map:
+                read.append((reader.read_map(number, placed.map), placed.map))
+            for data, place in read:
+                if len(data) != place.size or zlib.crc32(data) != place.crc32:
+                    raise PluginError(f"the shards plugin {name!r} does not read {key!r} as it wrote it to {path}")
     finally:
         reader.close()
 
@@ -189,83 +234,18 @@ def _read(path: Path) -> bytes:
         raise Refusal(f"cannot be read: {error.strerror}") from None
 
 
-def _fingerprint(plan: Plan, run: Run) -> str:
-    """Of all that decides a part's bytes: the options, and each file's name, size and time."""
-    digest = hashlib.sha256(plan.options.encode())
-    for path, key, label in run.files:
-        try:
-            found = (run.folder / path).stat()
-            seen = f"{found.st_size} {found.st_mtime_ns}"
-        except OSError:
-            seen = "gone"
-        digest.update(f"{len(path)} {printable(path)} {key} {label} {seen}\n".encode())
-    return digest.hexdigest()
-
-
-def _finished(plan: Plan, run: Run, fingerprint: str) -> Part | None:
-    path = record_path(plan.out, run.name)
+def _finished(plan: Plan, run: Run, seen: str) -> Part | None:
     try:
-        part, seen = _load(path)
+        part = record.load(plan.out, run.name)
     except Exception:  # absent, torn or of another version: made again
         return None
-    if seen != fingerprint:
+    if part.fingerprint != seen:
         return None
     if part.file:
         file = plan.out / part.file.name
         if not file.is_file() or file.stat().st_size != part.file.bytes or sha256_of(file) != part.file.sha256:
             return None
     return part
-
-
-def _save(path: Path, made: _Making, places: list[Placed], file: Shard | None, fingerprint: str) -> None:
-    from safetensors.numpy import save
-
-    shapes = np.array(made.shapes, np.int64).reshape(-1, 3)
-    encoded = [key.encode() for key in made.keys]
-    rows = {
-        "shard": np.zeros(len(places), np.uint32),
-        "offset": np.array([place.offset for place in places], np.uint64),
-        "size": np.array([place.size for place in places], np.uint64),
-        "crc32": np.array([place.crc32 for place in places], np.uint32),
-        "encoding": np.array([ENCODINGS.index(place.encoding) for place in places], np.uint8),
-        "width": shapes[:, 0].astype(np.uint32),
-        "height": shapes[:, 1].astype(np.uint32),
-        "label": shapes[:, 2].astype(np.int32),
-        "key_ends": np.cumsum([len(key) for key in encoded], dtype=np.uint64),
-        "key_bytes": np.frombuffer(b"".join(encoded), np.uint8),
-    }
-    about = {
-        "fingerprint": fingerprint,
-        "file": file.model_dump() if file else None,
-        "sums": [made.pixels, made.values, made.squares],
-        "sides": shapes[:, :2].sum(0).tolist(),
-        "converted": dict(made.converted),
-        "refused": made.refused,
-    }
-    path.write_bytes(save({n: np.ascontiguousarray(value) for n, value in rows.items()}, {"part": json.dumps(about)}))
-
-
-def _load(path: Path) -> tuple[Part, str]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="np") as file:
-        about: dict[str, Any] = json.loads(file.metadata()["part"])
-        rows = SampleIndex(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (not a mapping)
-    pixels, values, squares = about["sums"]
-    part = Part(
-        file=Shard(**about["file"]) if about["file"] else None,
-        sums=Sums(pixels, tuple(values), tuple(squares)),
-        sides=tuple(about["sides"]),
-        converted=about["converted"],
-        refused=[Refused(path=path, reason=reason) for path, reason in about["refused"]],
-        rows=rows,
-    )
-    return part, about["fingerprint"]
-
-
-def load(out: Path, name: str) -> Part:
-    """The record of a part that ``make`` has finished."""
-    return _load(record_path(out, name))[0]
 
 
 def sha256_of(path: Path) -> str:

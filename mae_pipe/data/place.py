@@ -14,7 +14,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mae_pipe.data.manifest import NAME, Manifest
-from mae_pipe.data.parts import FOLDER, Plan
+from mae_pipe.data.plan import Plan
+from mae_pipe.data.record import FOLDER
 from mae_pipe.data.scan import Source
 from mae_pipe.errors import DataError, DiskError
 
@@ -79,9 +80,21 @@ def _check_addition(out: Path, plan: Plan, found: Source) -> None:
         raise DataError(f"{held}; {way_out}")
     if manifest.format != plan.format:
         raise DataError(f"{held}, and one folder holds one format, not {plan.format} too; {way_out}")
+    if manifest.channels != plan.wishes.channels:
+        raise DataError(f"{held}, of {manifest.channels} channels, not of {plan.wishes.channels}; {way_out}")
+    if found.classes and manifest.classes and manifest.labelling != plan.labelling:
+        raise DataError(f"{held}, whose images have another kind of labels ({manifest.labelling!r}); {way_out}")
+    numbered = manifest.map_classes == numbers(len(manifest.map_classes))
+    if plan.maps and manifest.map_classes and list(plan.map_names or ()) != ([] if numbered else manifest.map_classes):
+        raise DataError(f"{held}, whose maps have other class names; give the same --class-names, or {way_out}")
     if found.classes and manifest.classes and found.classes != manifest.classes:
         odd = sorted(set(found.classes) ^ set(manifest.classes))[:3]
         raise DataError(f"{held}, whose classes differ from these ({', '.join(odd)}, ...); {way_out}")
+
+
+def numbers(count: int) -> list[str]:
+    """The names of classes that have none."""
+    return [str(number) for number in range(count)]
 
 
 def clear(out: Path, names: set[str]) -> None:
@@ -120,7 +133,7 @@ def _built(out: Path) -> list[str]:
 def _difference(before: str | None, now: str) -> str:
     old: dict[str, Any] = json.loads(before or "{}")
     new: dict[str, Any] = json.loads(now)
-    return ", ".join(f"{key} was {old.get(key)!r}" for key in new if old.get(key) != new[key])
+    return ", ".join(f"{key} was {old.get(key)!r}" for key in {**new, **old} if old.get(key) != new.get(key))
 
 
 def disk_error(out: Path, error: OSError, found: Source, done: int, total: int) -> DiskError:

@@ -38,6 +38,7 @@ READ = (
     "pbm",
     "pnm",
 )
+ARRAYS = ("npy",)  # read where channels are asked for
 NOT_READ = ("avif", "heic", "heif", "jp2", "jxl", "ico", "svg", "psd")  # images that no decoder here knows
 
 
@@ -49,10 +50,12 @@ class Source:
     splits: list[Listing]
 
 
-def scan(source: Path, splits: Sequence[str] = ()) -> Source:
+def scan(source: Path, splits: Sequence[str] = (), *, arrays: bool = False, classes: bool = True) -> Source:
     """List a source folder.
 
     Args:
+        arrays: whether .npy files are images too.
+        classes: whether folders are classes; else images anywhere below have no label.
         splits: ``"NAME"`` takes the whole folder as that split; ``"NAME=SHARE"`` holds out that
             share of the images, by a hash of their keys. Default: the folder's own split folders, else "train".
     """
@@ -60,14 +63,16 @@ def scan(source: Path, splits: Sequence[str] = ()) -> Source:
     if not source.is_dir():
         raise DataError(f"{source} is not a folder; give the folder that holds the images")
     try:
-        return _scanned(source, whole, shares)
+        return _scanned(source, whole, shares, READ + ARRAYS if arrays else READ, classes)
     except OSError as error:
         raise DataError(
             f"{error.filename or source} cannot be listed: {error.strerror}; change its permissions, or leave it out"
         ) from error
 
 
-def _scanned(source: Path, whole: str | None, shares: dict[str, float]) -> Source:
+def _scanned(
+    source: Path, whole: str | None, shares: dict[str, float], endings: tuple[str, ...], by_folder: bool
+) -> Source:
     folders = [] if whole else _split_folders(source)
     if folders and shares:
         raise DataError(
@@ -75,8 +80,8 @@ def _scanned(source: Path, whole: str | None, shares: dict[str, float]) -> Sourc
             f"or give --split NAME to take the whole folder as one split"
         )
     roots = [(name, source / name, f"{name}/") for name in folders] or [(whole or "train", source, "")]
-    classes = sorted({name for _, folder, _ in roots for name in _classes(folder)})
-    listings = [_listing(name, folder, prefix, classes) for name, folder, prefix in roots]
+    classes = sorted({name for _, folder, _ in roots for name in _classes(folder, endings)}) if by_folder else []
+    listings = [_listing(name, folder, prefix, classes, endings) for name, folder, prefix in roots]
     if folders:
         _outside(source, folders, listings[0])
     if shares:
@@ -123,23 +128,23 @@ def _split_folders(source: Path) -> list[str]:
     return found if len(found) == len(names) else []
 
 
-def _classes(folder: Path) -> list[str]:
+def _classes(folder: Path, endings: tuple[str, ...]) -> list[str]:
     return [
         entry.name
         for entry in _entries(folder)
-        if _is_folder(entry) and not entry.name.startswith(".") and _holds_images(Path(entry.path))
+        if _is_folder(entry) and not entry.name.startswith(".") and _holds_images(Path(entry.path), endings)
     ]
 
 
-def _holds_images(folder: Path) -> bool:
-    return any(reason is None for _, reason in _files(folder))
+def _holds_images(folder: Path, endings: tuple[str, ...]) -> bool:
+    return any(reason is None for _, reason in _files(folder, endings))
 
 
-def _listing(split: str, folder: Path, prefix: str, classes: list[str]) -> Listing:
+def _listing(split: str, folder: Path, prefix: str, classes: list[str], endings: tuple[str, ...]) -> Listing:
     numbers = {name: number for number, name in enumerate(classes)}
     own = {entry.name for entry in _entries(folder) if _is_folder(entry)} & set(numbers)
     listing = Listing(split, folder, prefix, labelled=bool(own))
-    for path, reason in _files(folder):
+    for path, reason in _files(folder, endings):
         label = numbers.get(path.partition("/")[0], -1) if "/" in path else -1
         if reason is not None:
             listing.refuse(path, reason)
@@ -194,7 +199,7 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _files(folder: Path) -> Iterator[tuple[str, str | None]]:
+def _files(folder: Path, endings: tuple[str, ...]) -> Iterator[tuple[str, str | None]]:
     """(path relative to ``folder``, None or why it is not read) of everything below, sorted folder by folder."""
     stack = [(folder, "", frozenset({_identity(folder)}))]
     while stack:
@@ -217,8 +222,10 @@ def _files(folder: Path) -> Iterator[tuple[str, str | None]]:
                     below.append((Path(entry.path), f"{path}/", above | {identity}))
             elif not _is_file(entry):
                 yield path, "a broken link" if entry.is_symlink() else "not a regular file"
-            elif (ending := entry.name.rpartition(".")[2].lower()) in READ:
+            elif (ending := entry.name.rpartition(".")[2].lower()) in endings:
                 yield path, None
+            elif ending in ARRAYS:
+                yield path, "an array, which is read with --channels"
             else:
                 yield path, f"a .{ending} image, which is not read" if ending in NOT_READ else "not an image file"
         stack.extend(reversed(below))

@@ -1,0 +1,80 @@
+"""What a build is to make, of which files."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from mae_pipe.data.admit import Wishes
+from mae_pipe.data.listing import printable
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all parts of a build share.
+
+    Attributes:
+        options: JSON of all that changes bytes.
+        table: the name of the table that lists every image's classes, if there is one.
+        maps: the folder of maps, if there is one.
+        map_names: of the classes that maps may have; None: as many as they number.
+    """
+
+    out: Path
+    format: str
+    plugin_files: tuple[Path, ...]
+    wishes: Wishes
+    options: str
+    table: str | None = None
+    maps: Path | None = None
+    map_names: tuple[str, ...] | None = None
+
+    @property
+    def labelling(self) -> Literal["class", "multi"]:
+        """Whether an image has one class, or any number of them."""
+        return "multi" if self.table is not None else "class"
+
+
+class File(NamedTuple):
+    """A source file; ``label`` -1 and ``labels`` None: not known."""
+
+    path: str
+    key: str
+    label: int
+    labels: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """The source files of one part."""
+
+    name: str  # of the shard file, without its suffix
+    folder: Path
+    prefix: str
+    files: list[File]
+
+    def map_of(self, file: File) -> str:
+        """Where a folder of maps has the file's map."""
+        return str(Path(self.prefix + file.path).with_suffix(".png"))
+
+
+def fingerprint(plan: Plan, run: Run) -> str:
+    """Of all that decides a part's bytes: the options, and each file's name, size and time."""
+    digest = hashlib.sha256(plan.options.encode())
+    for file in run.files:
+        seen = _seen(run.folder / file.path)
+        labels = "" if file.labels is None else f" {file.labels}"
+        map_ = f" {_seen(plan.maps / run.map_of(file))}" if plan.maps else ""
+        named = f"{len(file.path)} {printable(file.path)} {file.key} {file.label} {seen}{labels}{map_}\n"
+        digest.update(named.encode())
+    return digest.hexdigest()
+
+
+def _seen(path: Path) -> str:
+    try:
+        found = path.stat()
+    except OSError:
+        return "gone"
+    return f"{found.st_size} {found.st_mtime_ns}"
