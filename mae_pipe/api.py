@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mae_pipe.patches import patchify as patchify
     from mae_pipe.patches import unpatchify as unpatchify
     from mae_pipe.rng import Rng as Rng
+    from mae_pipe.teachers import Teacher as Teacher
 
 VERSION = (1, 0)
 
@@ -50,6 +51,7 @@ _HOME = {
     "ShardFormat": "mae_pipe.data.sample",
     "ShardReader": "mae_pipe.data.sample",
     "Target": "mae_pipe.contracts",
+    "Teacher": "mae_pipe.teachers",
     "View": "mae_pipe.contracts",
     "patchify": "mae_pipe.patches",
     "plugin": "mae_pipe.catalog",

@@ -95,7 +95,7 @@ class Classification(nn.Module):
                 view=view_of(recipe.data, pretrained.encoder),
             )
         if weights is not None:
-            _fill(encoder, weights)
+            fill(encoder, weights)
         return cls(
             encoder,
             head,
@@ -154,7 +154,7 @@ def read_weights(run: Path) -> tuple[dict[str, Tensor], str]:
         raise RunError(f"{path} is damaged ({error}); go on with mae-pipe pretrain, which writes it again") from error
 
 
-def _fill(encoder: Encoder, weights: Mapping[str, Tensor]) -> None:
+def fill(encoder: Encoder, weights: Mapping[str, Tensor]) -> None:
     """Put ``weights`` into ``encoder``, every one and no other; positions may be of another grid."""
     wanted, given = encoder.state_dict(), dict(weights)
     table = given.get("pos_embed")

@@ -36,7 +36,9 @@ def test_the_values_are_scikit_images(orientations: int, cells: int, colour: boo
     truth = made(orientations=orientations, cells=cells, colour=colour).truth(images).numpy()
 
     def theirs(image: np.ndarray[Any, Any], axis: int | None) -> np.ndarray[Any, Any]:
-        found = hog(np.rint(image * 255), orientations, (side, side), (1, 1), "L2", feature_vector=False, channel_axis=axis)
+        found = hog(
+            np.rint(image * 255), orientations, (side, side), (1, 1), "L2", feature_vector=False, channel_axis=axis
+        )
         return np.asarray(found).reshape(2 * cells, 3 * cells, orientations)
 
     for image, ours in zip(colours, truth, strict=True):

@@ -71,7 +71,7 @@ class HogTarget(Target):
         return "strokes along the edges: each cell's histogram of oriented gradients"
 
     def _histograms(self, colours: Tensor) -> Tensor:
-        """[B, C, H, W] whole numbers of [0, 255] -> [B, 1 or C, o, rows of cells, columns of cells], each of length 1."""
+        """[B, C, H, W] whole numbers to 255 -> [B, 1 or C, o, rows of cells, columns of cells], each of length 1."""
         down, across = torch.zeros_like(colours), torch.zeros_like(colours)
         down[..., 1:-1, :] = colours[..., 2:, :] - colours[..., :-2, :]
         across[..., :, 1:-1] = colours[..., :, 2:] - colours[..., :, :-2]
