@@ -1,0 +1,113 @@
+"""Where plugins have to work: on other devices, in bfloat16, inside ``torch.compile``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+
+from mae_pipe.errors import PluginError
+from mae_pipe.testing.subject import near, require
+
+UNTOLD = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
+M = TypeVar("M")
+
+
+def on_devices(what: str, plugin: M, work: Callable[[M, torch.device], dict[str, Tensor]]) -> str:
+    """Require that ``work`` gives its tensors on the device where its inputs are; says what could be tried.
+
+    Without a CUDA device the same calls are made with tensors that have a device and no numbers, so that
+    a tensor made on the wrong one is found all the same.
+    """
+    expected = work(plugin, torch.device("cpu"))
+    if torch.cuda.is_available():
+        device = torch.device("cuda", 0)
+        found = work(_moved(plugin, device), device)
+        _on(what, found, device)
+        far = [name for name in expected if not near(found[name].cpu(), expected[name], share=1e-3, wrong=0.01)]
+        require(not far, f"{what} gives other numbers on CUDA than on the CPU: {', '.join(far)}")
+        return "on the CPU and on CUDA, " + (
+            "bit for bit alike"
+            if all(torch.equal(found[name].cpu(), expected[name]) for name in expected)
+            else "alike but for rounding"
+        )
+    device = torch.device("cuda", 0)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        with mode:
+            _on(what, work(_faked(plugin, mode, device), device), device)
+    except UNTOLD as error:
+        return f"on the CPU; not known of other devices ({type(error).__name__})"
+    except PluginError:
+        raise
+    except Exception as error:
+        said = str(error)
+        if "same device" in said or "two devices" in said or "device mismatch" in said.lower():
+            raise PluginError(f"{what} mixes devices: {_first_line(error)}; make tensors with device=") from error
+        return f"on the CPU; not known of other devices ({type(error).__name__}: {_first_line(error)})"
+    return "on the CPU, and follows its inputs' device (tried without one)"
+
+
+def _on(what: str, found: dict[str, Tensor], device: torch.device) -> None:
+    for name, tensor in found.items():
+        require(
+            tensor.device.type == device.type,
+            f"{what}: {name} is on {tensor.device} where its inputs are on {device}; make tensors with device=",
+        )
+
+
+def _moved(plugin: Any, device: torch.device) -> Any:
+    return copy.deepcopy(plugin).to(device) if isinstance(plugin, nn.Module) else plugin
+
+
+def _faked(plugin: Any, mode: FakeTensorMode, device: torch.device) -> Any:
+    """A copy whose parameters and buffers are on a device that is not there."""
+    if not isinstance(plugin, nn.Module):
+        return plugin
+    plugin = copy.deepcopy(plugin)
+    for module in plugin.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                moved = mode.from_tensor(parameter.detach()).to(device)
+                module._parameters[name] = nn.Parameter(moved, requires_grad=parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = mode.from_tensor(buffer).to(device)
+    return plugin
+
+
+def compiled(what: str, function: Callable[..., Any], *inputs: Tensor) -> None:
+    """Require that ``torch.compile(fullgraph=True)`` takes a function whole and gives the same."""
+    torch._dynamo.reset()
+    expected = function(*inputs)
+    try:
+        with _quiet_dynamo():
+            found = torch.compile(function, fullgraph=True, backend="eager", dynamic=False)(*inputs)
+    except Exception as error:
+        raise PluginError(f"{what} breaks the graph of torch.compile: {_first_line(error)}") from error
+    finally:
+        torch._dynamo.reset()
+    require(near(found, expected, share=1e-4), f"{what} gives other numbers inside torch.compile")
+
+
+@contextmanager
+def _quiet_dynamo() -> Iterator[None]:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what it traces, not of what is traced
+        yield
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
