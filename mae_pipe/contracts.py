@@ -11,7 +11,7 @@ offered to its kind: ``view`` to a target; ``width``, ``classes``, ``class_token
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -103,7 +103,8 @@ class MaskSampler(ABC):
 class Target(nn.Module, ABC):
     """What hidden patches should be predicted as, and how wrong a prediction is. Kind ``target``.
 
-    A target is frozen: it has no trainable parameters, and its buffers travel in the checkpoint.
+    A target is frozen: it has no trainable parameters, and its buffers travel in the checkpoint. It
+    stays in float32 in a model that is cast to another precision.
 
     Attributes:
         width: K, numbers predicted a patch; for token targets the size of the codebook.
@@ -138,6 +139,15 @@ class Target(nn.Module, ABC):
     def caption(self) -> str:
         """How ``picture`` was made, in a few words; shown under it."""
         return ""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Target:
+        # An engine that casts the model to bfloat16 must not round what the truth is made of.
+        before = {name: tensor.data for name, tensor in (*self.named_buffers(), *self.named_parameters())}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, tensor in (*self.named_buffers(), *self.named_parameters()):
+            if tensor.is_floating_point() and tensor.dtype != before[name].dtype:
+                tensor.data = before[name].to(tensor.device)
+        return self
 
     def provenance(self) -> dict[str, str]:
         """What else than options and data decides the truth, such as the hash of a tokenizer.
