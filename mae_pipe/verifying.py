@@ -15,6 +15,7 @@ from mae_pipe.data.manifest import Manifest, SampleIndex, Shard, Split
 from mae_pipe.data.parts import sha256_of
 from mae_pipe.data.sample import ENCODINGS, ShardFormat, ShardReader
 from mae_pipe.errors import DataError, MaePipeError, PluginError
+from mae_pipe.wording import counted
 
 Progress = Callable[[int, int], None]  # bytes checked, bytes in all
 NAMED = 5  # damaged samples that a sentence names
@@ -132,11 +133,6 @@ def _intact(reader: ShardReader, number: int, index: SampleIndex, row: int) -> b
     except MaePipeError:
         return False
     return all(len(data) == place.size and zlib.crc32(data) == place.crc32 for data, place in read)
-
-
-def counted(number: int, noun: str) -> str:
-    """A number of things for people: 1 image, 2 images, 2 classes."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
 
 
 def _named(keys: list[str]) -> str:

@@ -497,7 +497,7 @@ def test_the_command_says_what_it_did_and_what_comes_next(image_folder: Path, tm
     arguments = ["shard", str(source), str(out), "--workers", "1", "--max-side", "40", "--split", "val=0.2"]
     result = CliRunner().invoke(_group, arguments)
     assert result.exit_code == 0, result.output
-    for text in ("train: ", "val: ", "of 2 classes in 1 webdataset shards", "converted:", "resized", "refused: 1"):
+    for text in ("train: ", "val: ", "of 2 classes in 1 webdataset shard, ", "converted:", "resized", "refused: 1"):
         assert text in result.stdout
     assert "1 zero bytes, first down/empty.jpg" in result.stdout
     assert f"mae-pipe pretrain RECIPE --shards {out}" in result.stdout

@@ -24,6 +24,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from mae_pipe.wording import counted
+
 if TYPE_CHECKING:
     from mae_pipe.data.manifest import Manifest, Split
 
@@ -60,6 +62,30 @@ FOLDER = click.Path(path_type=Path)
     metavar="NAME[=SHARE]",
     help="NAME: SRC is that split; val=0.1: hold out a tenth; may be repeated. Not for a SRC with train/ and val/.",
 )
+@click.option(
+    "--channels",
+    type=click.IntRange(min=1),
+    metavar="C",
+    help="Of the images, which may then be .npy files too; others are refused.  [default: 3, grey images too]",
+)
+@click.option(
+    "--value-range",
+    type=(float, float),
+    metavar="LO HI",
+    help="What become 0 and 255, of numbers that are not 8 bits.",
+)
+@click.option(
+    "--labels",
+    type=FOLDER,
+    metavar="FILE.csv",
+    help="Lines of PATH,CLASS;CLASS;...: images with any number of classes. Folders are then no classes.",
+)
+@click.option(
+    "--maps", type=FOLDER, metavar="FOLDER", help="A map of classes for every image: FOLDER/x.png for SRC/x.jpg."
+)
+@click.option(
+    "--class-names", type=FOLDER, metavar="FILE", help="A class name a line, for --maps or --labels, in their order."
+)
 @click.option("--overwrite", is_flag=True, help="Replace the shards that OUT holds.")
 @click.option("--plugin", "plugins", multiple=True, type=FOLDER, metavar="FILE", help="A Python file with plugins.")
 def shard(
@@ -72,6 +98,11 @@ def shard(
     short_side: int | None,
     quality: int | None,
     splits: tuple[str, ...],
+    channels: int | None,
+    value_range: tuple[float, float] | None,
+    labels: Path | None,
+    maps: Path | None,
+    class_names: Path | None,
     overwrite: bool,
     plugins: tuple[Path, ...],
 ) -> None:
@@ -98,6 +129,11 @@ def shard(
                 max_side=max_side,
                 short_side=short_side,
                 splits=splits,
+                channels=channels,
+                value_range=value_range,
+                labels=labels,
+                maps=maps,
+                class_names=class_names,
                 overwrite=overwrite,
                 progress=lambda done, refused, total: show(done, total, f"{refused:,} refused" if refused else ""),
             )
@@ -128,11 +164,15 @@ def verify(folder: Path, plugins: tuple[Path, ...]) -> None:
     for sentence in damage:
         click.echo(f"damaged: {sentence}")
     if damage:
-        click.echo(f"{len(damage)} damages in {folder}; copy what is named again, or build the shards again", err=True)
+        click.echo(
+            f"{counted(len(damage), 'damage')} in {folder}; copy what is named again, or build the shards again",
+            err=True,
+        )
         sys.exit(4)
     manifest = Manifest.load(folder)
     for name, split in manifest.splits.items():
-        click.echo(f"ok: {name}: {split.images:,} images in {len(split.shards)} {manifest.format} shards")
+        held = f"{counted(split.images, 'image')} in {counted(len(split.shards), f'{manifest.format} shard')}"
+        click.echo(f"ok: {name}: {held}")
 
 
 class _Rate(ProgressColumn):
@@ -201,13 +241,24 @@ def _summary(manifest: Manifest, out: Path, seconds: float) -> None:
 
     for name, split in manifest.splits.items():
         size = size_of(sum(shard.bytes for shard in split.shards))
-        classes = f" of {len(manifest.classes)} classes" if split.labelled else ", no labels"
-        click.echo(f"{name}: {split.images:,} images{classes} in {len(split.shards)} {manifest.format} shards, {size}")
+        held = f"{counted(split.images, 'image')}{_what(manifest, split)}"
+        click.echo(f"{name}: {held} in {counted(len(split.shards), f'{manifest.format} shard')}, {size}")
         if split.converted:
             click.echo("  converted: " + ", ".join(f"{count:,} {what}" for what, count in split.converted.items()))
         _refused(split)
     click.echo(f"{seconds:.0f} s; all of it is in {out / 'manifest.json'}")
     click.echo(f"next: mae-pipe pretrain RECIPE --shards {out} --out RUN")
+
+
+def _what(manifest: Manifest, split: Split) -> str:
+    """Channels, classes and maps of a split, where they are there."""
+    said = "" if manifest.channels == 3 else f" of {counted(manifest.channels, 'channel')}"
+    if split.labelled:
+        several = ", any number an image," if manifest.labelling == "multi" else ""
+        said += f"{' and' if said else ' of'} {counted(len(manifest.classes), 'class')}{several}"
+    elif not split.maps:
+        said += ", no labels"
+    return said + (f" with maps of {counted(len(manifest.map_classes), 'class')}" if split.maps else "")
 
 
 def _refused(split: Split) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mae_pipe.data.refusal import Refusal
 from mae_pipe.errors import DataError
+from mae_pipe.wording import counted
 
 MAGIC = npy.MAGIC_PREFIX
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
@@ -41,7 +42,9 @@ def of_tiff(data: bytes, channels: int, values: Range | None, converted: list[st
         series = file.series[0]
         shape = [side for side in series.shape if side != 1]
         if len(shape) not in (2, 3) or math.prod(shape) > PIXELS * channels:
-            raise Refusal(f"wrong channels: a TIFF of {_by(series.shape)}, not one image of {_channels(channels)}")
+            raise Refusal(
+                f"wrong channels: a TIFF of {_by(series.shape)}, not one image of {counted(channels, 'channel')}"
+            )
         try:
             array = series.asarray().reshape(shape)
         except ValueError as error:
@@ -53,7 +56,7 @@ def of_tiff(data: bytes, channels: int, values: Range | None, converted: list[st
 
 def _needs_extra(package: str, channels: int) -> DataError:
     return DataError(
-        f"TIFF files of {_channels(channels)} need {package}; install it with: pip install 'mae-pipe[tiff]'"
+        f"TIFF files of {counted(channels, 'channel')} need {package}; install it with: pip install 'mae-pipe[tiff]'"
     )
 
 
@@ -93,7 +96,7 @@ def _bands_last(array: NDArray[Any], channels: int) -> NDArray[Any]:
     elif array.ndim == 3 and shape[2] != channels and shape[0] == channels:
         array = array.transpose(1, 2, 0)
     elif array.ndim != 3 or shape[2] != channels:
-        raise Refusal(f"wrong channels: an array of {_by(shape)}, not of {_channels(channels)}")
+        raise Refusal(f"wrong channels: an array of {_by(shape)}, not of {counted(channels, 'channel')}")
     if 0 in array.shape:
         raise Refusal(f"an array of {_by(shape)}, without pixels")
     if array.shape[0] * array.shape[1] > PIXELS:
@@ -121,13 +124,9 @@ def scaled(array: NDArray[Any], values: Range) -> Pixels:
     low, high = values
     out = np.empty(array.shape, np.uint8)
     for row in range(len(array)):  # row by row: a whole image in float64 would be eight times its size
-        out[row] = np.rint(np.clip((array[row].astype(np.float64) - low) * (255.0 / (high - low)), 0.0, 255.0))
+        out[row] = np.rint(np.clip((array[row].astype(np.float64) - low) * 255.0 / (high - low), 0.0, 255.0))
     return out
 
 
 def _by(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "nothing"
-
-
-def _channels(count: int) -> str:
-    return f"{count} channel{'' if count == 1 else 's'}"

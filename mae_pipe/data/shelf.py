@@ -12,6 +12,7 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.data.manifest import Labels, Manifest, SampleIndex
 from mae_pipe.data.sample import Placed, ShardFormat, ShardReader, Stored
 from mae_pipe.errors import DataError
+from mae_pipe.wording import counted
 
 
 class Shelf:
@@ -40,8 +41,8 @@ class Shelf:
             measured = self.split.statistics
             mean, std = ([round(value, 4) for value in values] for values in (measured.mean, measured.std))
             raise DataError(
-                f"the images of {self.folder} have {channels} channel{'' if channels == 1 else 's'}, but data.mean and "
-                f"data.std have {wanted} number{'' if wanted == 1 else 's'}; set data.mean={mean} and data.std={std}, "
+                f"the images of {self.folder} have {counted(channels, 'channel')}, but data.mean and "
+                f"data.std have {counted(wanted, 'number')}; set data.mean={mean} and data.std={std}, "
                 f"which are those of {self.name!r}"
             )
 
