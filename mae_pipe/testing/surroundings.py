@@ -44,8 +44,10 @@ def on_devices(what: str, plugin: M, work: Callable[[M, torch.device], dict[str,
     device = torch.device("cuda", 0)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
+        plugin = copy.deepcopy(plugin)
         with mode:
-            _on(what, work(_faked(plugin, mode, device), device), device)
+            _fake(plugin, mode, device)
+            _on(what, work(plugin, device), device)
     except UNTOLD as error:
         return f"on the CPU; not known of other devices ({type(error).__name__})"
     except PluginError:
@@ -70,12 +72,9 @@ def _moved(plugin: Any, device: torch.device) -> Any:
     return copy.deepcopy(plugin).to(device) if isinstance(plugin, nn.Module) else plugin
 
 
-def _faked(plugin: Any, mode: FakeTensorMode, device: torch.device) -> Any:
-    """A copy whose parameters and buffers are on a device that is not there."""
-    if not isinstance(plugin, nn.Module):
-        return plugin
-    plugin = copy.deepcopy(plugin)
-    for module in plugin.modules():
+def _fake(plugin: Any, mode: FakeTensorMode, device: torch.device) -> None:
+    """Put parameters and buffers on a device that is not there."""
+    for module in plugin.modules() if isinstance(plugin, nn.Module) else []:
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 moved = mode.from_tensor(parameter.detach()).to(device)
@@ -83,7 +82,6 @@ def _faked(plugin: Any, mode: FakeTensorMode, device: torch.device) -> Any:
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = mode.from_tensor(buffer).to(device)
-    return plugin
 
 
 def compiled(what: str, function: Callable[..., Any], *inputs: Tensor) -> None:

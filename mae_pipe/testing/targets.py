@@ -251,7 +251,7 @@ def follows_devices(subject: Subject) -> str:
 
 
 def is_bf16_safe(subject: Subject) -> None:
-    """It gives the same in a bfloat16 engine and under autocast, but for rounding of the prediction."""
+    """In a bfloat16 engine the truth is the same, and the loss but for rounding; autocast does no harm."""
     view = usable_views(subject)[0]
     target, pixels = fitted(subject, view), _images(view)
     name, truth, prediction = type(target).__name__, _truth(target, pixels), _prediction(target, view)
@@ -265,7 +265,7 @@ def is_bf16_safe(subject: Subject) -> None:
                 raise PluginError(f"{name} fails {where}: {str(error).splitlines()[0]}") from error
         require(found.dtype == truth.dtype, f"{name}.truth is {found.dtype} {where}, expected {truth.dtype}")
         require(
-            near(found, truth, share=0.02, wrong=0.01),
+            near(found, truth, share=1e-4 if engine else 0.05, wrong=0.0 if engine else 0.05),
             f"{name}.truth is another {where}; keep its buffers float32 and compute in float32",
         )
         finite(f"{name}.loss {where}", rounded)
