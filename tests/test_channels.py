@@ -6,7 +6,6 @@ import gc
 import hashlib
 import io
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +26,6 @@ from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.order import Share
 from mae_pipe.data.refusal import Refusal
 from mae_pipe.data.sample import Stored
-from mae_pipe.data.shelf import Shelf
 from mae_pipe.data.stream import open_stream
 from mae_pipe.errors import DataError
 from mae_pipe.sharding import build
@@ -294,35 +292,6 @@ def test_plain_webdataset_reads_many_channels(tmp_path: Path) -> None:
     assert len(seen) == 7
     for pixels, _, key in seen:
         assert np.array_equal(pixels, original(source, key))
-
-
-STOCK_LOADER = """
-import sys
-import numpy as np
-from ffcv.fields.bytes import BytesDecoder
-from ffcv.fields.decoders import IntDecoder
-from ffcv.loader import Loader, OrderOption
-
-pipelines = {"image": [BytesDecoder()], "label": [IntDecoder()]}
-loader = Loader(sys.argv[1], batch_size=7, num_workers=1, order=OrderOption.SEQUENTIAL, pipelines=pipelines)
-(batch,) = ([part.copy() for part in batch] for batch in loader)
-np.savez(sys.argv[2], images=batch[0], labels=batch[1][:, 0])
-"""
-
-
-def test_ffcvs_own_loader_reads_many_channels(tmp_path: Path) -> None:
-    pytest.importorskip("ffcv", reason="ffcv is not installed")
-    source = folder_of(tmp_path / "in", 6)
-    build(source, tmp_path / "out", format="ffcv", catalog=Catalog(), workers=1, channels=6)
-    beton = tmp_path / "out" / "train-000000.beton"
-    command = [sys.executable, "-c", STOCK_LOADER, str(beton), str(tmp_path / "seen.npz")]
-    subprocess.run(command, check=True, capture_output=True)
-    shelf = Shelf(tmp_path / "out", "train", Catalog())
-    with np.load(tmp_path / "seen.npz") as seen:
-        assert seen["labels"].tolist() == shelf.index.label.tolist()
-        for row, image in enumerate(seen["images"]):
-            file = io.BytesIO(image[: int(shelf.index.size[row])].tobytes())
-            assert np.array_equal(np.load(file), original(source, shelf.index.key(row)))
 
 
 def test_arrays_are_images_only_where_channels_are_asked_for(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import io
+import json
 import subprocess
 import sys
 import tarfile
@@ -254,11 +256,81 @@ def test_ffcvs_own_loader_reads_the_betons(tmp_path: Path) -> None:
     assert images.shape == (12, 16, 16, 3)
     for sample, seen in zip(samples(), images, strict=True):
         picture = decode.picture(Stored(sample.image, sample.encoding, sample.width, sample.height))
+        assert isinstance(picture, Image.Image)
         side = min(picture.size)
         left, top = (picture.width - side) // 2, (picture.height - side) // 2
         square = picture.crop((left, top, left + side, top + side)).resize((16, 16), Image.Resampling.BOX)
         # ffcv averages areas as BOX does, but its square may be moved by a pixel: up to 8 levels in these pictures.
         assert np.abs(np.asarray(square).astype(int) - seen.astype(int)).mean() < 8, sample.key
+
+
+STOCK_LOADER_OF_BYTES = """
+import sys
+import numpy as np
+from ffcv.fields.bytes import BytesDecoder
+from ffcv.fields.decoders import IntDecoder
+from ffcv.loader import Loader, OrderOption
+
+fields = ("image", "label", "labels", "map")
+pipelines = {name: [IntDecoder() if name == "label" else BytesDecoder()] for name in fields}
+loader = Loader(sys.argv[1], batch_size=5, num_workers=1, order=OrderOption.SEQUENTIAL, pipelines=pipelines)
+(batch,) = ([part.copy() for part in batch] for batch in loader)
+np.savez(sys.argv[2], **dict(zip(fields, batch)))
+"""
+
+
+def of_six_channels() -> Iterator[Sample]:
+    """With a list of classes, and a map."""
+    draw = np.random.default_rng(0)
+    for number in range(5):
+        file = io.BytesIO()
+        np.save(file, draw.integers(0, 256, (8, 9 + number, 6), dtype=np.uint8))
+        map_ = saved(Image.fromarray(draw.integers(0, 9, (8, 9 + number), dtype=np.uint8)), "PNG")
+        several = tuple(range(number))
+        yield Sample(f"a/{number}", file.getvalue(), "npy", 9 + number, 8, None, 6, several, map_)
+
+
+def test_images_of_many_channels_lists_of_classes_and_maps_are_read_as_written(
+    format: ShardFormat, tmp_path: Path
+) -> None:
+    places = format.write(tmp_path / "x", of_six_channels())
+    assert format.write(tmp_path / "y", of_six_channels()) == places
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+    reader = format.open(tmp_path / "x")
+    for number, (sample, placed) in enumerate(zip(of_six_channels(), places, strict=True)):
+        assert placed.map is not None
+        assert reader.read(number, placed) == sample.image
+        assert reader.read_map(number, placed.map) == sample.map
+        assert zlib.crc32(sample.map or b"") == placed.map.crc32
+        assert (placed.encoding, placed.map.encoding) == ("npy", "png")
+    with pytest.raises(DataError, match="mae-pipe verify"):
+        reader.read_map(4, Placed(10**9, 7, 0, "png"))
+
+
+def test_ffcvs_own_loader_reads_many_channels_lists_of_classes_and_maps(tmp_path: Path) -> None:
+    storage("ffcv").write(tmp_path / "x.beton", of_six_channels())
+    command = [sys.executable, "-c", STOCK_LOADER_OF_BYTES, str(tmp_path / "x.beton"), str(tmp_path / "seen.npz")]
+    subprocess.run(command, check=True, capture_output=True)
+    with np.load(tmp_path / "seen.npz") as seen:
+        for number, sample in enumerate(of_six_channels()):
+            assert seen["image"][number].tobytes()[: len(sample.image)] == sample.image
+            assert seen["map"][number].tobytes()[: len(sample.map or b"")] == sample.map
+            assert seen["label"][number, 0] == -1
+            text = seen["labels"][number].tobytes().partition(b"\0")[0]  # as ffcv's JSONField.unpack does
+            assert json.loads(text) == {"labels": list(range(number))}
+
+
+@THEIR_FILES
+def test_plain_webdataset_reads_many_channels_lists_of_classes_and_maps(tmp_path: Path) -> None:
+    import webdataset
+
+    storage("webdataset").write(tmp_path / "x.tar", of_six_channels())
+    seen = list(webdataset.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False).decode("l8"))
+    gc.collect()
+    for sample, found in zip(of_six_channels(), seen, strict=True):
+        assert np.array_equal(found["npy"], np.load(io.BytesIO(sample.image)))
+        assert np.array_equal(found["seg.png"], np.asarray(Image.open(io.BytesIO(sample.map or b""))))
+        assert (found["__key__"], found["json"]) == (sample.key, {"labels": list(sample.labels or ())})
 
 
 def test_a_large_image_gets_pages_that_it_fits_in(tmp_path: Path) -> None:

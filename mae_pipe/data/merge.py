@@ -48,7 +48,7 @@ def merge(found: Source, plan: Plan, others: Manifest | None, made: dict[str, Li
         classes=found.classes or before["classes"],
         splits={**(others.splits if others else {}), **splits},
         channels=plan.wishes.channels,
-        labelling=plan.labelling if found.classes else before["labelling"],
+        labelling=plan.labelling if found.classes or plan.table else before["labelling"],
         map_classes=mapped if plan.maps else before["map_classes"],
     )
     _save_info(out, manifest)
