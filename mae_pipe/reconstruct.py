@@ -15,7 +15,7 @@ from torch import Tensor
 from mae_pipe import pictures, runs
 from mae_pipe.catalog import Catalog
 from mae_pipe.data import decode
-from mae_pipe.data.admit import admit
+from mae_pipe.data.admit import Wishes, admit
 from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.order import Share
 from mae_pipe.data.refusal import Refusal
@@ -111,13 +111,15 @@ def given(paths: Sequence[Path], data: Data) -> tuple[Batch, list[str]]:
     pixels = []
     for path in paths:
         try:
-            admitted = admit(path.read_bytes())
+            admitted = admit(path.read_bytes(), Wishes(channels=data.channels))
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror or error}; give the path of an image") from error
         except Refusal as refusal:
             raise DataError(f"{path} cannot be used: {refusal}; give another image") from refusal
         stored = Stored(admitted.image, admitted.encoding, admitted.width, admitted.height)
-        pixels.append(decode.centred(decode.picture(stored), data.size, data.centre_share).transpose(2, 0, 1))
+        picture = decode.picture(stored, data.channels)
+        seen = decode.centred(picture, data.sides, data.centre_share, decode.FILTERS[data.interpolation])
+        pixels.append(seen.transpose(2, 0, 1))
     positions = torch.arange(len(pixels))
     nowhere = torch.full_like(positions, -1)
     return Batch(torch.from_numpy(np.stack(pixels)), nowhere, nowhere, positions), [path.name for path in paths]
