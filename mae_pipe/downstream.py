@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from rich.console import Console
 
 from mae_pipe import launch, runs
@@ -167,7 +168,13 @@ def open_splits(shards: Path, recipe: Downstream, share: Share, catalog: Catalog
 def inherit(recipe: Downstream, pretrained: Pretrain) -> Downstream:
     """The recipe with the pretrained run's image size, statistics and centre crop, where it does not give its own."""
     missing = {n: getattr(pretrained.data, n) for n in INHERITED if n not in recipe.data.model_fields_set}
-    data = Data.model_validate({**recipe.data.model_dump(), **missing})
+    try:
+        data = Data.model_validate({**recipe.data.model_dump(), **missing})
+    except ValidationError as error:
+        what = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise RunError(
+            f"the recipe's data does not go with the pretrained run's ({what}); set both, or neither"
+        ) from error
     fits = [max(1, side // patch) * patch for side, patch in zip(data.sides, pretrained.encoder.sides, strict=True)]
     if (*fits,) != data.sides:
         raise RunError(
