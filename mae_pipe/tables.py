@@ -63,7 +63,7 @@ class Data(Table):
             raise ValueError("crop_ratio must be two rising positive numbers")
         if not self.mean or len(self.mean) != len(self.std):
             raise ValueError(
-                f"mean has {len(self.mean)} numbers and std {len(self.std)}; both need one for each channel"
+                f"mean has {len(self.mean)} and std {len(self.std)} numbers, but both need one for each channel"
             )
         if any(self.jitter) and self.crop == "none":
             raise ValueError('crop "none" is no augmentation at all; set crop to "centre", or jitter to zeros')

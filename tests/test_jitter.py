@@ -96,7 +96,7 @@ def test_jitter_that_makes_no_sense_is_refused(changes: tuple[str, ...], message
     [
         ("data.size=[224, 0]", "data.size: expected a number of pixels, or \\[height, width\\]"),
         ('data.size="big"', "data.size: expected a number of pixels"),
-        ("data.mean=[0.5]", "mean has 1 numbers and std 3"),
+        ("data.mean=[0.5]", "mean has 1 and std 3 numbers"),
         ("data.std=[0.0, 1.0, 1.0]", "greater than 0"),
         ("data.size=[224, 100]", "must be a multiple of encoder.patch"),
     ],
