@@ -112,8 +112,12 @@ class It(ShardFormat):
         with file:
             file.write(b"it")
             for sample in samples:
-                places.append(Placed(file.tell(), len(sample.image), zlib.crc32(sample.image), sample.encoding))
+                start, map_ = file.tell(), None
                 file.write(sample.image)
+                if sample.map is not None:
+                    map_ = Placed(file.tell(), len(sample.map), zlib.crc32(sample.map), "png")
+                    file.write(sample.map)
+                places.append(Placed(start, len(sample.image), zlib.crc32(sample.image), sample.encoding, map_))
         return places
     def open(self, path):
         return Reader(path)
@@ -224,8 +228,11 @@ WRONG = [
     ("head", "compiles", FORWARD, f"{FORWARD} if float(tokens.sum()) else {FORWARD}", "breaks the graph"),
     ("shards", "says its suffix", '".it"', '"it"', "suffix is 'it', expected something such as '.tar'"),
     ("shards", "gives back what it was given", "zlib.crc32(sample.image)", "0", "does not have the crc32 of its place"),
-    ("shards", "gives back what it was given", "file.tell()", "0", "does not have the crc32 of its place"),
+    ("shards", "gives back what it was given", "file.tell()", "9", "does not have the crc32 of its place"),
     ("shards", "gives back what it was given", "return places", "return places[:-1]", "11 places for 12 samples"),
+    ("shards", "keeps maps", "sample.map is not None", "False", "the map of sample 0 has no place; write sample.map"),
+    ("shards", "keeps maps", "zlib.crc32(sample.map)", "0", "map of sample 0 does not have the size and crc32"),
+    ("shards", "keeps any channels", "file.write(sample.image)", "file.write(sample.image[::-1] if sample.channels > 3 else sample.image)", "array 0 does not have the crc32"),
     ("shards", "writes the same again", 'b"it"', 'b"it" + os.urandom(9)', "other bytes for the same samples"),
     ("shards", "is read by threads", READ, f"if not hasattr(self, 'file'): self.file = os.open(self.path, 0){RACE}", "four t"),
     ("shards", "outlives its reader", "        return data\n", GONE, "bytes that were read change when the reader is closed"),

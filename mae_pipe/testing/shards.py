@@ -7,12 +7,13 @@ import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from mae_pipe.data import decode
+from mae_pipe.data import arrays, decode
 from mae_pipe.data.sample import Encoding, Placed, Sample, ShardFormat, Stored
 from mae_pipe.errors import DataError
 from mae_pipe.testing.subject import Subject, hold, no_global_randomness, require
@@ -78,6 +79,56 @@ def gives_back_what_it_was_given(subject: Subject) -> str:
         {sample.encoding for sample, placed in zip(samples(), places, strict=True) if placed.encoding == "raw"}
     )
     return f"{', '.join(ENCODINGS)}" + (f"; {', '.join(raw)} as raw pixels" if raw else "")
+
+
+def keeps_maps(subject: Subject) -> None:
+    """The map of each sample, a class for every pixel, is read as it was written."""
+    with tempfile.TemporaryDirectory() as folder:
+        format: ShardFormat = subject.make()
+        name, path = type(format).__name__, Path(folder) / f"shard{format.suffix}"
+        given = [replace(sample, map=_map_of(number, sample)) for number, sample in enumerate(samples())]
+        places = format.write(path, iter(given))
+        reader = format.open(path)
+        for number, (sample, placed) in enumerate(zip(given, places, strict=True)):
+            assert sample.map is not None
+            where = f"{name}: the map of sample {number}"
+            require(placed.map is not None, f"{where} has no place; write sample.map where it is not None")
+            assert placed.map is not None
+            data = bytes(reader.read_map(number, placed.map))
+            right = len(data) == placed.map.size and zlib.crc32(data) == placed.map.crc32
+            require(right, f"{where} does not have the size and crc32 of its place")
+            seen, original = np.asarray(decode.map_of(data)), np.asarray(decode.map_of(sample.map))
+            require(np.array_equal(seen, original), f"{where} is another when it is read")
+        reader.close()
+
+
+def _map_of(number: int, sample: Sample) -> bytes:
+    """A PNG file of the sample's size."""
+    classes = np.add.outer(np.arange(sample.height), np.arange(sample.width)) // 5 + number
+    buffer = io.BytesIO()
+    Image.fromarray(classes.astype(np.uint8)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def keeps_any_channels(subject: Subject) -> None:
+    """Images of other than three channels, which are arrays, come back as they are."""
+    with tempfile.TemporaryDirectory() as folder:
+        format: ShardFormat = subject.make()
+        name, path = type(format).__name__, Path(folder) / f"shard{format.suffix}"
+        random = np.random.default_rng(1)
+        arrays_of = [random.integers(0, 256, (9, 7 + number, 6), dtype=np.uint8) for number in range(3)]
+        given = [
+            Sample(f"k/{number}", arrays.stored(pixels), "npy", pixels.shape[1], 9, number, channels=6)
+            for number, pixels in enumerate(arrays_of)
+        ]
+        places = format.write(path, iter(given))
+        reader = format.open(path)
+        for number, (pixels, placed) in enumerate(zip(arrays_of, places, strict=True)):
+            data = reader.read(number, placed)
+            require(zlib.crc32(data) == placed.crc32, f"{name}: array {number} does not have the crc32 of its place")
+            seen = decode.picture(Stored(data, placed.encoding, pixels.shape[1], 9), channels=6)
+            require(np.array_equal(np.asarray(seen), pixels), f"{name}: array {number} is another when it is read")
+        reader.close()
 
 
 def writes_the_same_again(subject: Subject) -> None:
@@ -167,6 +218,8 @@ def ignores_global_randomness(subject: Subject) -> None:
 CONTRACT = (
     says_its_suffix,
     gives_back_what_it_was_given,
+    keeps_maps,
+    keeps_any_channels,
     writes_the_same_again,
     is_read_by_threads,
     outlives_its_reader,
