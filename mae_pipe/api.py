@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from mae_pipe.patches import unpatchify as unpatchify
     from mae_pipe.rng import Rng as Rng
     from mae_pipe.teachers import Teacher as Teacher
+    from mae_pipe.tokenizer.folder import Tokenizer as Tokenizer
+    from mae_pipe.tokenizer.folder import load_tokenizer as load_tokenizer
 
 VERSION = (1, 0)
 
@@ -52,7 +54,9 @@ _HOME = {
     "ShardReader": "mae_pipe.data.sample",
     "Target": "mae_pipe.contracts",
     "Teacher": "mae_pipe.teachers",
+    "Tokenizer": "mae_pipe.tokenizer.folder",
     "View": "mae_pipe.contracts",
+    "load_tokenizer": "mae_pipe.tokenizer.folder",
     "patchify": "mae_pipe.patches",
     "plugin": "mae_pipe.catalog",
     "unpatchify": "mae_pipe.patches",

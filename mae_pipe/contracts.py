@@ -13,11 +13,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from mae_pipe.precision import keep_float32
 from mae_pipe.rng import Rng
 
 
@@ -142,11 +144,7 @@ class Target(nn.Module, ABC):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Target:
         # An engine that casts the model to bfloat16 must not round what the truth is made of.
-        before = {name: tensor.data for name, tensor in (*self.named_buffers(), *self.named_parameters())}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, tensor in (*self.named_buffers(), *self.named_parameters()):
-            if tensor.is_floating_point() and tensor.dtype != before[name].dtype:
-                tensor.data = before[name].to(tensor.device)
+        keep_float32(self, partial(super()._apply, fn, recurse))
         return self
 
     def provenance(self) -> dict[str, str]:

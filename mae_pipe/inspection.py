@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from mae_pipe import guards, runs
 from mae_pipe import recipe as recipes
 from mae_pipe.catalog import Catalog
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Batch, open_stream
-from mae_pipe.errors import RecipeError, RunError
+from mae_pipe.errors import RecipeError
 from mae_pipe.pretraining import crops
 from mae_pipe.recipe import Pretrain
+from mae_pipe.reconstruct import load
 from mae_pipe.seeding import key
 from mae_pipe.tasks import Pretraining
 
@@ -35,13 +33,14 @@ def inspect(
     chosen = runs.read_recipe(folder) if is_run else recipes.load(subject, changes)
     if not isinstance(chosen, Pretrain):
         raise RecipeError(f"{subject} is a {chosen.task} recipe; give one of pretraining, or a pretraining run")
-    task = Pretraining.from_recipe(chosen, catalog)
-    split = "train"
+    split, step = "train", 0
     if is_run:
         about = runs.about(folder)
         split = about["split"]
         shards = shards or (found if (found := Path(about["shards"])).is_dir() else None)
-        step = _fill(task, folder)
+        _, task, step = load(folder, catalog)
+    else:
+        task = Pretraining.from_recipe(chosen, catalog)
     batches = _batches(chosen, shards, split, catalog)
     if task.target.fit_images and not is_run:
         with torch.no_grad():
@@ -51,27 +50,6 @@ def inspect(
     what = f"the run {folder} at step {step}" if is_run else f"the recipe {subject}, untrained"
     looked_at = f"{what}, on {f'images of {shards}' if shards else 'random pictures'}"
     return looked_at, list(guards.of_pretraining(task, batches[0], trained=is_run))
-
-
-def _fill(task: Pretraining, folder: Path) -> int:
-    """Put a run's weights into its model; the step they are of."""
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise RunError(f"{folder} has no {path.name}; let mae-pipe pretrain write its first checkpoint")
-    try:
-        weights = load_file(path)
-        from safetensors import safe_open
-
-        with safe_open(path, "pt") as file:
-            step = int(json.loads(file.metadata()["step"]))
-    except SafetensorError as error:
-        raise RunError(f"{path} is damaged ({error}); go on with mae-pipe pretrain, which writes it again") from error
-    wanted = task.state_dict()
-    wrong = sorted(wanted.keys() ^ weights.keys()) or [n for n in wanted if wanted[n].shape != weights[n].shape]
-    if wrong:
-        raise RunError(f"{path} does not fit its recipe.json: {wrong[0]!r} differs; use the files of one run")
-    task.load_state_dict(weights)
-    return step
 
 
 def _batches(chosen: Pretrain, shards: Path | None, split: str, catalog: Catalog) -> list[Batch]:

@@ -31,6 +31,7 @@ from mae_pipe.tables import (
     Share,
     Table,
     TargetChoice,
+    TokenizerShape,
 )
 
 __all__ = [
@@ -50,6 +51,8 @@ __all__ = [
     "Schedule",
     "Table",
     "TargetChoice",
+    "Tokenizer",
+    "TokenizerShape",
     "load",
     "names",
     "parse",
@@ -108,7 +111,28 @@ class Downstream(Recipe):
     eval_every_epochs: Annotated[float, Field(gt=0)] = 10.0  # and always at the end
 
 
-TASKS: dict[str, type[Recipe]] = {"pretrain": Pretrain, "probe": Downstream, "finetune": Downstream}
+class Tokenizer(Recipe):
+    """A discrete autoencoder whose tokens are reconstruction targets."""
+
+    task: Literal["tokenizer"] = "tokenizer"
+    tokenizer: TokenizerShape = TokenizerShape()
+    eval_split: str = "val"
+
+    @model_validator(mode="after")
+    def _divides(self) -> Tokenizer:
+        if any(side % self.tokenizer.downsampling for side in self.data.sides):
+            raise ValueError(
+                f"data.size {self.data.size} must be a multiple of tokenizer.downsampling {self.tokenizer.downsampling}"
+            )
+        return self
+
+
+TASKS: dict[str, type[Recipe]] = {
+    "pretrain": Pretrain,
+    "probe": Downstream,
+    "finetune": Downstream,
+    "tokenizer": Tokenizer,
+}
 R = TypeVar("R", bound=Recipe)
 
 

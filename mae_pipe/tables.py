@@ -192,3 +192,18 @@ class Logging(Table):
 
     every_steps: Positive = 20
     pictures_every_epochs: Annotated[float, Field(gt=0)] = 100.0
+
+
+class TokenizerShape(Table):
+    """A discrete variational autoencoder."""
+
+    kind: Literal["vq", "gumbel"] = "vq"  # nearest code by moving means, or Gumbel-softmax
+    codebook: Annotated[int, Field(ge=2)] = 8192  # tokens that there are
+    code_width: Positive = 32  # numbers a code
+    width: Positive = 64  # channels at full size; up to four times that below
+    blocks: Annotated[int, Field(ge=0)] = 2  # residual blocks at each size
+    downsampling: Literal[2, 4, 8, 16, 32] = 8  # pixels in a row and in a column that become one token
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.99  # vq: of the moving means, a micro-batch
+    commitment: Annotated[float, Field(ge=0)] = 0.25  # vq: weight of the loss that keeps maps near their codes
+    divergence: Annotated[float, Field(ge=0)] = 1e-3  # gumbel: weight of the KL divergence from an even use
+    temperature: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (1.0, 0.0625)  # first, last

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str]:
     try:
         if path.suffix == ".safetensors":
             return from_safetensors(content), digest
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch warns of pickles that others wrote
+            found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
         raise PluginError(f"the weights {path} cannot be read: {str(error).splitlines()[0]}") from error
     except Exception as error:  # pickle's own: what it would have run is named, and not run

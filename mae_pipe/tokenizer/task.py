@@ -1,0 +1,56 @@
+"""A tokenizer in training as one module: a batch in, a loss or its measures out."""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mae_pipe.data.stream import Batch
+from mae_pipe.recipe import Tokenizer
+from mae_pipe.seeding import key
+from mae_pipe.tokenizer.network import DiscreteVae, psnr
+
+
+class Tokenizing(nn.Module):
+    """Squared error of the reconstruction, and the quantizer's own loss.
+
+    Args:
+        images: of the whole training, over which the temperature falls.
+    """
+
+    def __init__(self, network: DiscreteVae, temperature: tuple[float, float], images: int) -> None:
+        super().__init__()
+        self.network, self.temperature, self.images = network, temperature, images
+
+    @classmethod
+    def from_recipe(cls, recipe: Tokenizer, images: int) -> Tokenizing:
+        """Built with first weights that depend on the recipe's seed alone, so that all ranks agree."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key(recipe.seed, "weights") % 2**63)
+            network = DiscreteVae(recipe.tokenizer, len(recipe.data.mean))
+        return cls(network, recipe.tokenizer.temperature, images)
+
+    @overload
+    def forward(self, batch: Batch, mode: Literal["loss"] = "loss") -> Tensor: ...
+
+    @overload
+    def forward(self, batch: Batch, mode: Literal["metrics"]) -> dict[str, Tensor]: ...
+
+    def forward(self, batch: Batch, mode: str = "loss") -> Tensor | dict[str, Tensor]:
+        """A float32 scalar; or "colours" [B, C, H, W], "tokens" [B, h, w] and "psnr" [B] of evaluation."""
+        colours = batch.pixels.float() / 255
+        if mode == "loss":
+            found: tuple[Tensor, Tensor, Tensor] = self.network(colours, self.temperature_of(batch.positions))
+            return F.mse_loss(found[0], colours) + found[2].float()
+        tokens = self.network.tokens(colours)
+        made = self.network.picture(tokens)
+        return {"colours": made, "tokens": tokens, "psnr": psnr(made, colours)}
+
+    def temperature_of(self, positions: Tensor) -> Tensor:
+        """A scalar on the positions' device: it falls geometrically, as a function of the place in the stream."""
+        share = (positions.min().float() / max(1, self.images)).clamp(max=1)
+        first, last = self.temperature
+        return first * (last / first) ** share
