@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -379,3 +381,38 @@ def test_what_is_stored_of_an_array_is_the_same_everywhere() -> None:
     data = arrays.stored(pixels)
     assert hashlib.sha256(data).hexdigest() == hashlib.sha256(npy(pixels)).hexdigest(), "numpy.save's bytes"
     assert np.array_equal(arrays.parsed(data), pixels)
+
+
+def tiff(array: NDArray) -> bytes:
+    tifffile = pytest.importorskip("tifffile", reason="tifffile is not installed")
+    out = io.BytesIO()
+    tifffile.imwrite(out, array, photometric="minisblack", planarconfig="contig", compression="zlib")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["npy", "tiff"])
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_whatever_is_done_to_a_file_it_is_refused_or_can_be_trained_on(kind: str, data: st.DataObject) -> None:
+    pixels = np.arange(9 * 8 * 6, dtype=np.uint16).reshape(9, 8, 6)
+    file = bytearray(npy(pixels) if kind == "npy" else tiff(pixels))
+    for _ in range(data.draw(st.integers(1, 4))):
+        file[data.draw(st.integers(0, len(file) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        image = admit(bytes(file[: data.draw(st.integers(1, len(file)))]), Wishes(channels=6, values=(0.0, 500.0)))
+    except Refusal:
+        return
+    seen = arrays.parsed(image.image)
+    assert seen.shape == (image.height, image.width, 6)
+
+
+@pytest.mark.parametrize(("wide", "reason"), [(60_000, "where 2.1 GB are allowed"), (9_000_000, "wrong channels")])
+def test_a_tiff_that_claims_to_be_huge_is_refused_before_anything_is_decoded(wide: int, reason: str) -> None:
+    tifffile = pytest.importorskip("tifffile", reason="tifffile is not installed")
+    data = bytearray(tiff(np.zeros((900, 8, 6))))
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        tag = file.pages[0].tags["ImageWidth"]
+        assert tag.dtype == 4, "32 bits"
+        data[tag.valueoffset : tag.valueoffset + 4] = wide.to_bytes(4, "little")
+    with pytest.raises(Refusal, match=reason):
+        admit(bytes(data), Wishes(channels=6))

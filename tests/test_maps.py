@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -317,3 +319,19 @@ def test_a_map_with_a_colour_profile_and_text_is_read_alike() -> None:
     paletted(numbers).save(out, "PNG", pnginfo=info, transparency=0)
     map_ = admit_map(out.getvalue(), (8, 8), (8, 8), None)
     assert np.array_equal(np.asarray(decode.map_of(map_.data)), numbers)
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_whatever_is_done_to_a_map_it_is_refused_or_holds_classes(data: st.DataObject) -> None:
+    file = bytearray(saved(paletted(np.arange(63).reshape(7, 9) % 20), "PNG"))
+    for _ in range(data.draw(st.integers(1, 4))):
+        file[data.draw(st.integers(0, len(file) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        map_ = admit_map(bytes(file[: data.draw(st.integers(1, len(file)))]), (9, 7), (9, 7), 20)
+    except Refusal:
+        return
+    numbers = np.asarray(decode.map_of(map_.data))
+    assert numbers.shape == (7, 9)
+    assert ((numbers <= map_.top) | (numbers == 255)).all()
+    assert map_.top < 20

@@ -21,6 +21,7 @@ from mae_pipe.wording import counted
 MAGIC = npy.MAGIC_PREFIX
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 PIXELS = 64_000_000  # an image that claims more is refused before it is decoded
+DECODED = 2 << 30  # bytes of numbers; more are not held in memory
 Pixels = NDArray[np.uint8]
 Range = tuple[float, float]  # the values that become 0 and 255
 
@@ -45,6 +46,8 @@ def of_tiff(data: bytes, channels: int, values: Range | None, converted: list[st
             raise Refusal(
                 f"wrong channels: a TIFF of {_by(series.shape)}, not one image of {counted(channels, 'channel')}"
             )
+        if (size := math.prod(shape) * series.dtype.itemsize) > DECODED:
+            raise Refusal(f"{size / 10**9:.1f} GB of numbers, where {DECODED / 10**9:.1f} GB are allowed")
         try:
             array = series.asarray().reshape(shape)
         except ValueError as error:
