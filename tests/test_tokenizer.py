@@ -23,7 +23,7 @@ from mae_pipe.errors import DataError, PluginError
 from mae_pipe.sharding import build
 from mae_pipe.tables import TokenizerShape
 from mae_pipe.tokenizer.folder import About, load_tokenizer, save_tokenizer
-from mae_pipe.tokenizer.foreign import BeitVae, DalleEncoder
+from mae_pipe.tokenizer.foreign import DalleVae
 from mae_pipe.tokenizer.imports import import_tokenizer
 from mae_pipe.tokenizer.network import DiscreteVae
 from mae_pipe.tokenizer.quantize import GumbelQuantizer, VectorQuantizer
@@ -274,22 +274,6 @@ def test_openais_encoder_comes_in_and_gives_its_tokens(
     assert "has no decoder" in target.caption
 
 
-@pytest.mark.parametrize("blocks", [0, 2])
-def test_beits_discrete_vae_comes_in_whole(blocks: int, tmp_path: Path) -> None:
-    torch.manual_seed(7)
-    vae = BeitVae(levels=2, width=8, blocks=blocks, codebook=20, code_width=6)
-    torch.save({"weights": {f"module.{n}": w for n, w in vae.state_dict().items()}}, tmp_path / "beit.pth")
-    about, _ = import_tokenizer(tmp_path / "beit.pth", tmp_path / "tok")
-    assert (about.layout, about.codebook, about.downsampling, about.sizes["blocks"]) == ("beit", 20, 4, blocks)
-    found, colours = load_tokenizer(tmp_path / "tok"), torch.rand(2, 3, 16, 16)
-    maps = 2 * colours - 1
-    for layer in vae.encoder:
-        maps = layer(maps)
-    assert torch.equal(found(colours, 4, 4), maps.argmax(1))
-    decoded = vae.decoder(F.one_hot(maps.argmax(1), 20).float().matmul(vae.codebook.weight).permute(0, 3, 1, 2))
-    assert torch.allclose(found.picture(maps.argmax(1)), ((decoded + 1) / 2).clamp(0, 1), atol=1e-6)
-
-
 class Harm:
     def __reduce__(self) -> Any:
         return (Path.touch, (Path("harm-was-done"),))
@@ -300,7 +284,7 @@ def test_no_file_runs_code_and_each_bad_one_is_one_sentence(tmp_path: Path, monk
     Path("old.pkl").write_bytes(pickle.dumps(Harm()))
     torch.save(Harm(), "new.pkl")
     torch.save({"codebook.weight": torch.ones(2, 2)}, "half.pth")
-    torch.save({**DalleEncoder(8, 1, 4).state_dict(), "more": torch.ones(1)}, "more.pth")
+    torch.save({**DalleVae(8, 1, 4).encoder.state_dict(), "more": torch.ones(1)}, "more.pth")
     Path("torn.safetensors").write_bytes(b"12")
     Path("empty.pth").touch()
     for name in ("old.pkl", "new.pkl", "half.pth", "more.pth", "torn.safetensors", "empty.pth", "gone.pth"):

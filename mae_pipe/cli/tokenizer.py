@@ -61,14 +61,16 @@ def train(
 @tokenizer.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The tokenizer's folder; must not exist.")
-def import_(file: Path, out: Path) -> None:
-    """Take a tokenizer from a local FILE: OpenAI's dVAE encoder, or the discrete VAE of BEiT's repository.
+@click.option("--decoder", type=click.Path(path_type=Path), help="OpenAI's decoder, to draw tokens with.")
+def import_(file: Path, out: Path, decoder: Path | None) -> None:
+    """Take a tokenizer from a local FILE.
 
-    A .pkl, .pth or .safetensors file. Nothing in it is run: only its tensors are read.
+    OpenAI's dVAE encoder, the discrete VAE of BEiT or of DALLE-pytorch, or BEiT v2's VQ-KD; a .pkl, .pth or
+    .safetensors file. Nothing in it is run: only its tensors are read.
     """
     from mae_pipe.tokenizer.imports import import_tokenizer
 
-    about, digest = import_tokenizer(file, out)
+    about, digest = import_tokenizer(file, out, decoder=decoder)
     click.echo(
         f"{out}: {about.codebook:,} tokens, {about.downsampling} pixels each, "
         f"{'with' if about.decodes else 'without'} a decoder, layout {about.layout}, hash {digest[:16]}"

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from mae_pipe.disk import write_whole
 from mae_pipe.errors import DataError
 from mae_pipe.tables import Positive, Table, TokenizerShape
-from mae_pipe.tokenizer.foreign import BeitVae, DalleEncoder
+from mae_pipe.tokenizer.foreign import DalleVae, StridedVae
 from mae_pipe.tokenizer.network import DiscreteVae
+from mae_pipe.tokenizer.vqkd import VqKd
 from mae_pipe.weights import to_safetensors
 
 ABOUT, WEIGHTS = "tokenizer.json", "tokenizer.safetensors"
@@ -30,7 +31,7 @@ class About(Table):
     """What ``tokenizer.json`` says."""
 
     version: int = VERSION
-    layout: Literal["mae-pipe", "dall-e", "beit"]  # whose network it is
+    layout: Literal["mae-pipe", "dall-e", "beit", "dalle-pytorch", "vq-kd"]  # whose network it is
     codebook: Positive
     downsampling: Positive  # pixels in a row and in a column that become one token
     channels: Positive = 3
@@ -88,7 +89,13 @@ def network_of(about: About) -> nn.Module:
     """A network without its weights."""
     if about.layout == "mae-pipe":
         return DiscreteVae(about.shape or TokenizerShape(), about.channels)
-    return (DalleEncoder if about.layout == "dall-e" else BeitVae)(**about.sizes)
+    networks: dict[str, type[nn.Module]] = {
+        "dall-e": DalleVae,
+        "beit": StridedVae,
+        "dalle-pytorch": StridedVae,
+        "vq-kd": VqKd,
+    }
+    return networks[about.layout](**about.sizes)
 
 
 def save_tokenizer(folder: Path, about: About, weights: Mapping[str, Tensor]) -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,20 +26,17 @@ class _Convolution(nn.Module):
 
 
 class _DalleBlock(nn.Module):
-    def __init__(self, channels_in: int, channels_out: int, gain: float) -> None:
+    """Four convolutions beside a straight way; ``sides`` are of their kernels."""
+
+    def __init__(self, channels_in: int, channels_out: int, sides: tuple[int, ...], gain: float) -> None:
         super().__init__()
         hidden = channels_out // 4
         self.gain = gain
         same = channels_in == channels_out
         self.id_path = nn.Identity() if same else _Convolution(channels_in, channels_out, 1)
-        self.res_path = nn.ModuleDict(
-            {
-                "conv_1": _Convolution(channels_in, hidden, 3),
-                "conv_2": _Convolution(hidden, hidden, 3),
-                "conv_3": _Convolution(hidden, hidden, 3),
-                "conv_4": _Convolution(hidden, channels_out, 1),
-            }
-        )
+        widths = pairwise((channels_in, hidden, hidden, hidden, channels_out))
+        layers = {f"conv_{n}": _Convolution(*w, side) for n, (w, side) in enumerate(zip(widths, sides, strict=True), 1)}
+        self.res_path = nn.ModuleDict(layers)
 
     def forward(self, maps: Tensor) -> Tensor:
         found = maps
@@ -45,44 +46,103 @@ class _DalleBlock(nn.Module):
         return straight + self.gain * found
 
 
-class DalleEncoder(nn.Module):
-    """The encoder of OpenAI's dVAE: four groups of blocks with pooling between, 8 pixels a token.
+class _DalleStack(nn.Module):
+    """One half of OpenAI's dVAE: a convolution, four groups of blocks, a convolution.
 
     Args:
-        width: channels of the first group; 256 in the published one.
-        blocks: in a group.
-        codebook: tokens.
+        first, last: channels in and out.
+        widths: channels after the first convolution, and of the four groups.
+        sides: of the kernels of the first convolution and of a block's.
+        resize: what is done between groups.
     """
 
-    def __init__(self, width: int = 256, blocks: int = 2, codebook: int = 8192, channels: int = 3) -> None:
+    def __init__(
+        self,
+        first: int,
+        last: int,
+        widths: tuple[int, ...],
+        *,
+        blocks: int,
+        sides: tuple[int, tuple[int, ...]],
+        resize: Callable[[Tensor], Tensor],
+    ) -> None:
         super().__init__()
-        groups = 4
-        gain = 1 / (groups * blocks) ** 2
-        layers: dict[str, nn.Module] = {"input": _Convolution(channels, width, 7)}
-        at = width
-        for group in range(1, groups + 1):
-            wide = width * 2 ** (group - 1)
-            parts = {}
-            for block in range(1, blocks + 1):
-                parts[f"block_{block}"] = _DalleBlock(at, wide, gain)
-                at = wide
-            layers[f"group_{group}"] = nn.ModuleDict(parts)
-        layers["output"] = nn.ModuleDict({"conv": _Convolution(at, codebook, 1)})
+        self.resize = resize
+        gain = 1 / (4 * blocks) ** 2
+        layers: dict[str, nn.Module] = {"input": _Convolution(first, widths[0], sides[0])}
+        for group, (before, wide) in enumerate(pairwise(widths), 1):
+            layers[f"group_{group}"] = nn.ModuleDict(
+                {f"block_{n + 1}": _DalleBlock(wide if n else before, wide, sides[1], gain) for n in range(blocks)}
+            )
+        layers["output"] = nn.ModuleDict({"conv": _Convolution(widths[-1], last, 1)})
         self.blocks = nn.ModuleDict(layers)
 
-    def tokens(self, colours: Tensor) -> Tensor:
-        """[B, 3, H, W] in [0, 1] -> [B, H / 8, W / 8] int64."""
-        maps: Tensor = self.blocks["input"]((1 - 2 * EDGE) * colours + EDGE)
+    def forward(self, maps: Tensor) -> Tensor:
+        maps = self.blocks["input"](maps)
         for number in range(1, 5):
             for block in self.blocks[f"group_{number}"].values():  # type: ignore[operator]
                 maps = block(maps)
             if number < 4:
-                maps = F.max_pool2d(maps, 2)
+                maps = self.resize(maps)
         logits: Tensor = self.blocks["output"]["conv"](F.relu(maps))  # type: ignore[index]
+        return logits
+
+
+class DalleVae(nn.Module):
+    """OpenAI's dVAE (Ramesh et al. 2021, A.1), 8 pixels a token; without a decoder where ``decoder_width`` is 0.
+
+    Args:
+        width: channels of the encoder's first group; 256 in the published one, as ``decoder_width``.
+        blocks: in a group.
+        codebook: tokens.
+        code_width: channels after the decoder's first convolution; 128 in the published one.
+    """
+
+    def __init__(
+        self,
+        width: int = 256,
+        blocks: int = 2,
+        codebook: int = 8192,
+        channels: int = 3,
+        code_width: int = 128,
+        decoder_width: int = 0,
+        decoder_blocks: int = 2,
+    ) -> None:
+        super().__init__()
+        self.codebook, self.channels = codebook, channels
+        widths = (width, *(width * 2**group for group in range(4)))
+        self.encoder = _DalleStack(
+            channels,
+            codebook,
+            widths,
+            blocks=blocks,
+            sides=(7, (3, 3, 3, 1)),
+            resize=partial(F.max_pool2d, kernel_size=2),
+        )
+        if decoder_width:
+            widths = (code_width, *(decoder_width * 2**group for group in (3, 2, 1, 0)))
+            self.decoder = _DalleStack(
+                codebook,
+                2 * channels,  # a mean and a scale each
+                widths,
+                blocks=decoder_blocks,
+                sides=(1, (1, 3, 3, 3)),
+                resize=partial(F.interpolate, scale_factor=2),
+            )
+
+    def tokens(self, colours: Tensor) -> Tensor:
+        """[B, 3, H, W] in [0, 1] -> [B, H / 8, W / 8] int64."""
+        logits: Tensor = self.encoder((1 - 2 * EDGE) * colours + EDGE)
         return logits.argmax(dim=1)
 
+    def picture(self, tokens: Tensor) -> Tensor:
+        """[B, h, w] int64 -> [B, 3, H, W] in [0, 1]."""
+        chosen = F.one_hot(tokens, self.codebook).permute(0, 3, 1, 2).float()
+        colours: Tensor = self.decoder(chosen)[:, : self.channels].sigmoid()
+        return ((colours - EDGE) / (1 - 2 * EDGE)).clamp(0, 1)
 
-class _BeitBlock(nn.Module):
+
+class _StridedBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.net = nn.Sequential(
@@ -98,37 +158,42 @@ class _BeitBlock(nn.Module):
         return out
 
 
-class BeitVae(nn.Module):
-    """The discrete VAE of BEiT's repository, which is DALLE-pytorch's: strided convolutions, residual blocks.
+class StridedVae(nn.Module):
+    """A discrete VAE of strided convolutions and residual blocks, of colours in [-1, 1].
 
     Args:
         levels: halvings of the size.
         width: channels everywhere.
-        blocks: residual blocks.
+        blocks: residual blocks on the smallest maps, as DALLE-pytorch has them; None: one after each
+            convolution, as BEiT's repository has them.
         code_width: numbers a code.
     """
 
-    def __init__(self, levels: int, width: int, blocks: int, codebook: int, code_width: int, channels: int = 3) -> None:
+    def __init__(
+        self, levels: int, width: int, codebook: int, code_width: int, channels: int = 3, blocks: int | None = None
+    ) -> None:
         super().__init__()
         self.codebook = nn.Embedding(codebook, code_width)
         down: list[nn.Module] = []
         up: list[nn.Module] = []
-        for level in range(levels):
-            wide = channels if level == 0 else width
-            down.append(nn.Sequential(nn.Conv2d(wide, width, 4, stride=2, padding=1), nn.ReLU()))
-        down += [_BeitBlock(width) for _ in range(blocks)]
-        down.append(nn.Conv2d(width, codebook, 1))
         if blocks:
             up.append(nn.Conv2d(code_width, width, 1))
-        up += [_BeitBlock(width) for _ in range(blocks)]
+        up += [_StridedBlock(width) for _ in range(blocks or 0)]
         for level in range(levels):
-            wide = code_width if level == 0 and not blocks else width
-            up.append(nn.Sequential(nn.ConvTranspose2d(wide, width, 4, stride=2, padding=1), nn.ReLU()))
+            first = channels if level == 0 else width
+            down.append(nn.Sequential(nn.Conv2d(first, width, 4, stride=2, padding=1), nn.ReLU()))
+            first = code_width if level == 0 and not blocks else width
+            up.append(nn.Sequential(nn.ConvTranspose2d(first, width, 4, stride=2, padding=1), nn.ReLU()))
+            if blocks is None:
+                down.append(_StridedBlock(width))
+                up.append(_StridedBlock(width))
+        down += [_StridedBlock(width) for _ in range(blocks or 0)]
+        down.append(nn.Conv2d(width, codebook, 1))
         up.append(nn.Conv2d(width, channels, 1))
         self.encoder, self.decoder = nn.Sequential(*down), nn.Sequential(*up)
 
     def tokens(self, colours: Tensor) -> Tensor:
-        """[B, 3, H, W] in [0, 1] -> [B, h, w] int64; the images are brought into [-1, 1] first."""
+        """[B, 3, H, W] in [0, 1] -> [B, h, w] int64."""
         logits: Tensor = self.encoder(2 * colours - 1)
         return logits.argmax(dim=1)
 

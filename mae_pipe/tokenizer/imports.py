@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -15,17 +14,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mae_pipe.errors import DataError
+from mae_pipe.tokenizer import vqkd
 from mae_pipe.tokenizer.folder import About, network_of, save_tokenizer
 
 STAND_INS = (  # the classes that OpenAI's encoder.pkl and decoder.pkl name; each is read as an empty box
+    "dall_e.decoder.Decoder",
+    "dall_e.decoder.DecoderBlock",
     "dall_e.encoder.Encoder",
     "dall_e.encoder.EncoderBlock",
     "dall_e.utils.Conv2d",
-    "torch.nn.modules.container.Sequential",
     "torch.nn.modules.activation.ReLU",
-    "torch.nn.modules.pooling.MaxPool2d",
+    "torch.nn.modules.container.Sequential",
     "torch.nn.modules.linear.Identity",
+    "torch.nn.modules.pooling.MaxPool2d",
+    "torch.nn.modules.upsampling.Upsample",
 )
+KNOWN = "OpenAI's dVAE encoder, the discrete VAE of BEiT or of DALLE-pytorch, or BEiT v2's VQ-KD"
 
 
 class _Box:
@@ -34,9 +38,17 @@ class _Box:
     def __setstate__(self, state: Any) -> None:
         self.__dict__.update(state if isinstance(state, dict) else {})
 
+    def part(self, name: str) -> dict[str, Any]:
+        """One of a module's own dictionaries, such as its parameters."""
+        found = vars(self).get(name)
+        return found if isinstance(found, dict) else {}
 
-def import_tokenizer(file: Path, out: Path) -> tuple[About, str]:
+
+def import_tokenizer(file: Path, out: Path, *, decoder: Path | None = None) -> tuple[About, str]:
     """Read ``file``, write the folder ``out``; returns what it is and its hash.
+
+    Args:
+        decoder: OpenAI's, which lies in a file of its own; without it, tokens cannot be drawn.
 
     Raises:
         DataError: the file is missing, damaged, holds more than tensors, or is of no layout that is known.
@@ -44,15 +56,24 @@ def import_tokenizer(file: Path, out: Path) -> tuple[About, str]:
     if out.exists():
         raise DataError(f"{out} exists already; choose another --out")
     weights = _tensors(file)
-    if any(name.startswith("blocks.group_1.") for name in weights):
-        about = _dalle(weights, file)
-    elif "codebook.weight" in weights and any(name.startswith("encoder.") for name in weights):
-        about = _beit(weights, file)
-    else:
-        some = ", ".join(sorted(weights)[:3])
+    try:
+        if "blocks.output.conv.w" in weights:
+            about, weights = _dalle(weights, file, decoder)
+        elif "quantize.embedding.weight" in weights:
+            about, weights = _vqkd(weights, file)
+        elif "codebook.weight" in weights and "encoder.0.0.weight" in weights:
+            about = _strided(weights, file)
+        else:
+            raise DataError(
+                f"{file} is no tokenizer that is known here (it holds {', '.join(sorted(weights)[:3])}); give {KNOWN}"
+            )
+    except (KeyError, IndexError) as error:
         raise DataError(
-            f"{file} is no tokenizer that is known here (its weights begin with {some}); expected OpenAI's dVAE "
-            "encoder, or the discrete VAE of BEiT's repository"
+            f"{file} is no whole tokenizer: {error} is missing or has no right shape; give {KNOWN}"
+        ) from error
+    if decoder is not None and about.layout != "dall-e":
+        raise DataError(
+            f"{file} is of the layout {about.layout}, which has its decoder inside or none; leave out --decoder"
         )
     with torch.random.fork_rng(devices=[]):
         wanted = network_of(about).state_dict()
@@ -61,6 +82,9 @@ def import_tokenizer(file: Path, out: Path) -> tuple[About, str]:
         raise DataError(
             f"{file} is no whole {about.layout} tokenizer: {wrong[0]!r} is missing, strange or of another shape"
         )
+    broken = [n for n in wanted if not bool(torch.isfinite(weights[n]).all())]
+    if broken:
+        raise DataError(f"{file} is damaged: its weight {broken[0]!r} holds numbers that are not finite; get it again")
     return about, save_tokenizer(out, about, {name: weights[name].float() for name in wanted})
 
 
@@ -68,72 +92,93 @@ def _tensors(file: Path) -> dict[str, Tensor]:
     """A file's state dict, whether it holds one, a checkpoint with one, or a pickled module."""
     if not file.is_file():
         raise DataError(f"there is no file {file}; give a local .pkl, .pth or .safetensors file")
-    stand_ins: list[Any] = [(_Box, name) for name in STAND_INS]
+    advice = "where you trust it, save its state_dict() to a file of its own and give that"
     try:
         if file.suffix == ".safetensors":
             return dict(load_file(file))
+        stand_ins: list[Any] = [(_Box, name) for name in STAND_INS]
         # torch warns of pickles that others wrote; what it cannot read it refuses all the same.
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(stand_ins):
             found: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"{named[1]}" if named else "more than tensors"
-        raise DataError(f"{file} names {what}, which is not read: a file of weights holds tensors only") from error
-    except (SafetensorError, RuntimeError, ValueError, EOFError, KeyError, OSError) as error:
+    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
         raise DataError(f"{file} cannot be read: {(str(error).splitlines() or ['it is empty'])[0]}") from error
+    except Exception as error:  # the unpickler's own, of what it was asked to build or call and has not
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = named[1] if named else "more than tensors"
+        raise DataError(f"{file} names {what}, which was not run; {advice}") from error
     for key in ("model", "state_dict", "weights"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if isinstance(found, _Box):
-        return dict(_unboxed(found, ""))
+        found = _unboxed(found, "", set())
     if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise DataError(f"{file} holds no dictionary of tensors; give a state dict")
-    return {name.removeprefix("module."): value for name, value in found.items()}
+        raise DataError(f"{file} holds no dictionary of tensors; {advice}")
+    return {str(name).removeprefix("module."): value for name, value in found.items()}
 
 
-def _unboxed(box: _Box, prefix: str) -> Mapping[str, Tensor]:
+def _unboxed(box: _Box, prefix: str, seen: set[int]) -> dict[str, Tensor]:
     """The parameters of a pickled module and of all below it, by name."""
+    seen.add(id(box))
     found: dict[str, Tensor] = {}
-    for name, value in {**vars(box).get("_parameters", {}), **vars(box).get("_buffers", {})}.items():
+    for name, value in {**box.part("_parameters"), **box.part("_buffers")}.items():
         if isinstance(value, Tensor):
-            found[prefix + name] = value.detach()
-    for name, below in vars(box).get("_modules", {}).items():
-        if isinstance(below, _Box):
-            found |= _unboxed(below, f"{prefix}{name}.")
+            found[f"{prefix}{name}"] = value.detach()
+    for name, below in box.part("_modules").items():
+        if isinstance(below, _Box) and id(below) not in seen:  # a made-up file may go round in circles
+            found |= _unboxed(below, f"{prefix}{name}.", seen)
     return found
 
 
-def _dalle(weights: Mapping[str, Tensor], file: Path) -> About:
-    blocks = len({name.split(".")[2] for name in weights if name.startswith("blocks.group_1.block_")})
-    sizes = {
-        "width": _of(weights, "blocks.input.w", file).shape[0],
-        "blocks": blocks,
-        "codebook": _of(weights, "blocks.output.conv.w", file).shape[0],
-        "channels": _of(weights, "blocks.input.w", file).shape[1],
-    }
-    return About(
+def _dalle(weights: Mapping[str, Tensor], file: Path, decoder: Path | None) -> tuple[About, dict[str, Tensor]]:
+    first, last = weights["blocks.input.w"], weights["blocks.output.conv.w"]
+    if first.shape[-1] == 1:
+        raise DataError(f"{file} is a decoder; give the encoder's file, and this one with --decoder")
+    sizes = {"width": first.shape[0], "blocks": _blocks(weights), "codebook": last.shape[0], "channels": first.shape[1]}
+    found = {f"encoder.{name}": weight for name, weight in weights.items()}
+    if decoder is not None:
+        back = _tensors(decoder)
+        if "blocks.output.conv.w" not in back or back["blocks.input.w"].shape[1:] != (sizes["codebook"], 1, 1):
+            raise DataError(
+                f"{decoder} is no decoder of {sizes['codebook']} tokens; give the decoder.pkl that belongs to {file}"
+            )
+        sizes["code_width"], sizes["decoder_width"] = (
+            back["blocks.input.w"].shape[0],
+            back["blocks.output.conv.w"].shape[1],
+        )
+        sizes["decoder_blocks"] = _blocks(back)
+        found |= {f"decoder.{name}": weight for name, weight in back.items()}
+    about = About(
         layout="dall-e",
         codebook=sizes["codebook"],
         downsampling=8,
         channels=sizes["channels"],
         sizes=sizes,
-        decodes=False,
+        decodes=decoder is not None,
         source=file.name,
     )
+    return about, found
 
 
-def _beit(weights: Mapping[str, Tensor], file: Path) -> About:
-    levels = len({n for n in weights if re.fullmatch(r"encoder\.\d+\.0\.weight", n)})
+def _blocks(weights: Mapping[str, Tensor]) -> int:
+    return len({name.split(".")[2] for name in weights if name.startswith("blocks.group_1.block_")})
+
+
+def _strided(weights: Mapping[str, Tensor], file: Path) -> About:
+    levels = len({name for name in weights if re.fullmatch(r"encoder\.\d+\.0\.weight", name)})
+    first, codes = weights["encoder.0.0.weight"], weights["codebook.weight"]
     sizes = {
         "levels": levels,
-        "width": _of(weights, "encoder.0.0.weight", file).shape[0],
-        "blocks": len({n for n in weights if re.fullmatch(r"encoder\.\d+\.net\.0\.weight", n)}),
-        "codebook": _of(weights, "codebook.weight", file).shape[0],
-        "code_width": _of(weights, "codebook.weight", file).shape[1],
-        "channels": _of(weights, "encoder.0.0.weight", file).shape[1],
+        "width": first.shape[0],
+        "codebook": codes.shape[0],
+        "code_width": codes.shape[1],
+        "channels": first.shape[1],
     }
+    blocks = len({name for name in weights if re.fullmatch(r"encoder\.\d+\.net\.0\.weight", name)})
+    between = blocks > 0 and "decoder.0.0.weight" in weights  # DALLE-pytorch's begins with a single convolution
+    if not between:
+        sizes["blocks"] = blocks
     return About(
-        layout="beit",
+        layout="beit" if between else "dalle-pytorch",
         codebook=sizes["codebook"],
         downsampling=2**levels,
         channels=sizes["channels"],
@@ -142,7 +187,18 @@ def _beit(weights: Mapping[str, Tensor], file: Path) -> About:
     )
 
 
-def _of(weights: Mapping[str, Tensor], name: str, file: Path) -> Tensor:
-    if name not in weights:
-        raise DataError(f"{file} is no whole tokenizer: {name!r} is missing")
-    return weights[name]
+def _vqkd(weights: Mapping[str, Tensor], file: Path) -> tuple[About, dict[str, Tensor]]:
+    found = vqkd.renamed(weights)
+    sizes = vqkd.sizes_of(found)
+    side = sizes["patch"] * sizes["rows"]
+    about = About(
+        layout="vq-kd",
+        codebook=sizes["codebook"],
+        downsampling=sizes["patch"],
+        channels=sizes["channels"],
+        trained_at=(side, side),
+        sizes=sizes,
+        decodes=False,
+        source=file.name,
+    )
+    return about, found
