@@ -10,12 +10,15 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
-from mae_pipe import recipe
+from mae_pipe import __version__, recipe, specimens
 from mae_pipe.cli.plugins import plugins
 from mae_pipe.cli.recipes import as_toml, recipes
+from mae_pipe.errors import MaePipeError
 
 THIRD_PARTY = Path(__file__).parent / "third_party"
 
@@ -59,7 +62,9 @@ def test_plugins_lists_a_local_file(tmp_path: Path) -> None:
     assert ["mask", "mine", str(path), "All", "mine."] in [line.split() for line in shown.output.splitlines()]
 
 
-@pytest.mark.parametrize("command", [["--help"], ["plugins"], ["recipes"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["plugins"], ["plugins", "list"], ["plugins", "show", "head", "linear"], ["recipes"]]
+)
 def test_these_commands_answer_at_once_and_import_no_torch(command: list[str]) -> None:
     code = (
         "import sys; sys.argv = ['mae-pipe', *sys.argv[1:]]; from mae_pipe.cli import main\n"
@@ -78,6 +83,122 @@ def test_these_commands_answer_at_once_and_import_no_torch(command: list[str]) -
         assert done.returncode == 0, done.stderr
         assert done.stdout
     assert min(seconds) < 0.5
+
+
+def shown_of(*command: str) -> tuple[int, list[list[str]], str]:
+    """Exit code, words of each line, and the whole."""
+    done = CliRunner().invoke(plugins, list(command), env={"COLUMNS": "250"})
+    if isinstance(done.exception, MaePipeError):
+        return done.exception.exit_code, [], str(done.exception)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, [line.split() for line in done.output.splitlines()], done.output
+
+
+def test_list_is_what_the_bare_word_is() -> None:
+    assert shown_of("list") == shown_of()
+
+
+def test_show_says_what_a_plugin_does_and_its_options() -> None:
+    code, lines, whole = shown_of("show", "mask", "block")
+    assert code == 0
+    assert ["mask", "block", "mae-pipe", __version__] in lines
+    assert ["min_side", "float", "0.3"] in [line[:3] for line in lines]
+    assert "Hide whole regions, not scattered patches (after BEiT" in whole
+    assert tomllib.loads("\n".join(line.strip() for line in whole.splitlines() if " = " in line)) == {
+        "name": "block",
+        "options": {"blocks": 4, "min_side": 0.3, "max_side": 0.7},
+    }
+    assert "mae_pipe_plugins.masks.block.BlockMask, for mae_pipe.api 1.0" in whole
+
+
+def test_show_resolves_a_name_for_a_type() -> None:
+    _, lines, _ = shown_of("show", "head", "linear")
+    assert ["pool", "Literal['token',", "'mean']", "'mean'"] in [line[:4] for line in lines]
+    assert not {"width", "classes", "view"} & {line[0] for line in lines if line}  # given, not options
+
+
+def test_show_knows_plugins_without_options_and_formats() -> None:
+    assert "It takes no options." in shown_of("show", "mask", "random")[2]
+    assert "mae-pipe shard IMAGES SHARDS --format webdataset" in shown_of("show", "shards", "webdataset")[2]
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        (
+            ["show", "maks", "block"],
+            "there is no kind of plugin 'maks' (did you mean 'mask'?); kinds are mask, target,",
+        ),
+        (["show", "mask", "blok"], "there is no mask plugin 'blok' (did you mean 'block'?); installed are block, "),
+        (
+            ["show", "target", "pixel", "--picture", "x.png"],
+            "--picture draws what a mask hides, and 'pixel' is a target",
+        ),
+        (["show", "mask", "block", "--picture", "x.png", "--set", "blocks=0"], "got 0; it takes blocks: int = 4, min_"),
+        (
+            ["show", "mask", "block", "--picture", "x.png", "--set", "blocks"],
+            "--set 'blocks' is not of the form option=",
+        ),
+        (["new", "masks", "x"], "there is no kind of plugin 'masks' (did you mean 'mask'?)"),
+        (["check", "blok"], "there is no plugin 'blok' (did you mean 'block'?); installed are "),
+        (["check", "block", "--kind", "head"], "there is no head plugin 'block'"),
+    ],
+)
+def test_what_is_not_there_is_one_sentence(
+    command: list[str], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, said = shown_of(*command)
+    assert code == 5
+    assert why in said
+    assert "\n" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_of_a_mask_shows_as_many_patches_hidden_as_the_ratio_says(tmp_path: Path) -> None:
+    pages = {}
+    for name, options in (("grid", []), ("block", ["--set", "blocks=2"])):
+        path = tmp_path / f"{name}.png"
+        assert shown_of("show", "mask", name, "--picture", str(path), *options)[0] == 0
+        with Image.open(path) as picture:
+            pages[name] = np.asarray(picture.convert("RGB"))
+    hidden = {name: int((page == specimens.HIDDEN).all(-1).sum()) for name, page in pages.items()}
+    cells = [(grid, ratio) for grid in specimens.GRIDS for ratio in specimens.RATIOS]
+    patches = sum(grid.size - int(grid.size * (1 - ratio)) for grid, ratio in cells)
+    wanted = specimens.SHOWN * patches * specimens.PATCH**2
+    assert wanted <= hidden["grid"] < wanted * 1.001  # letters' edges may be of that grey, too
+    assert wanted <= hidden["block"] < wanted * 1.001
+    assert not np.array_equal(pages["grid"][60:], pages["block"][60:])
+
+
+def test_check_tells_what_holds_and_what_does_not(tmp_path: Path) -> None:
+    code, lines, whole = shown_of("check", "block", "--fast")
+    assert code == 0
+    assert whole.splitlines()[-1] == "mask block of mae-pipe: 13 passed, 1 skipped"
+    assert ["honours", "the", "ratio", "passed"] in [line[:4] for line in lines]
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import torch\nfrom mae_pipe.api import MaskSampler, plugin\n"
+        "@plugin('mine')\nclass Mine(MaskSampler):\n    '''All mine.'''\n"
+        "    def scores(self, images, grid, rng):\n        return torch.rand(len(images), grid.size)\n"
+    )
+    code, lines, whole = shown_of("check", "mine", "--fast", "--plugin", str(path))
+    assert code == 5
+    assert "Mine.scores on a 1 x 1 grid drew from PyTorch's global generator; draw from what it is given" in whole
+    failed = {" ".join(line[: line.index("FAILED")]) for line in lines if "FAILED" in line}
+    assert failed >= {"ignores global randomness", "repeats itself", "depends on its image alone", "follows devices"}
+    assert f"{len(failed)} failed" in whole.splitlines()[-1]
+
+
+def test_check_asks_for_the_kind_where_two_have_the_name(tmp_path: Path) -> None:
+    path = tmp_path / "two.py"
+    path.write_text(
+        "from mae_pipe.api import MaskSampler, Target, plugin\n"
+        "@plugin('two')\nclass One(MaskSampler): '''One.'''\n"
+        "@plugin('two')\nclass Two(Target): '''Two.'''\n"
+    )
+    code, _, said = shown_of("check", "two", "--plugin", str(path))
+    assert (code, said) == (5, "mask and target plugins are called 'two'; say which with --kind mask")
 
 
 def test_a_strangers_package_comes_through_the_same_door(strangers: Path) -> None:
@@ -103,10 +224,21 @@ def test_broken_packages_are_listed_with_the_reason_and_break_nothing(strangers:
     assert reasons["broken_gone"] == "ModuleNotFoundError: no module 'broken_gone'"
     assert reasons["broken_names"] == "SystemExit: this module ends the process"
     assert reasons["broken_syntax"].startswith("SyntaxError: ")
+    assert reasons["broken_future.FutureMask"] == "built for version 2.0 of mae_pipe.api, and this mae-pipe has 1.0"
     assert reasons["broken_taken.RandomMask"].startswith("mask 'random' is already taken by mae_pipe_plugins.masks")
     done = run("-c", TRAIN.format(mask="random"), site=strangers)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "RandomMask True\n"
+
+
+def test_naming_a_plugin_for_another_version_is_one_sentence(strangers: Path) -> None:
+    why = (
+        "the plugin 'future' of mae-pipe-broken was built for version 2.0 of mae_pipe.api, and this mae-pipe has 1.0; "
+        "upgrade mae-pipe, or take a mae-pipe-broken for 1\n"
+    )
+    for command in (["show", "mask", "future"], ["check", "future"]):
+        done = run("-m", "mae_pipe", "plugins", *command, site=strangers)
+        assert (done.returncode, done.stderr) == (5, f"mae-pipe: {why}")
 
 
 def test_naming_a_broken_plugin_is_one_sentence(strangers: Path) -> None:

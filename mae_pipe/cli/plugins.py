@@ -129,7 +129,7 @@ def _draw(catalog: Catalog, entry: Entry, options: dict[str, Any], path: Path) -
 def _in_a_recipe(entry: Entry) -> list[str]:
     """How a recipe or a command names a plugin, with its options as they are by default."""
     if entry.kind not in ("mask", "target", "head"):
-        return [f"mae-pipe shard IMAGES --out SHARDS --format {entry.name}"] if entry.kind == "shards" else []
+        return [f"mae-pipe shard IMAGES SHARDS --format {entry.name}"] if entry.kind == "shards" else []
     pairs = []
     for option in entry.options:
         try:

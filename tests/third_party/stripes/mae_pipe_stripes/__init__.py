@@ -1,1 +1,3 @@
 """A stranger's plugin package."""
+
+MAE_PIPE_API = 1

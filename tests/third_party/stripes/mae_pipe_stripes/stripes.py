@@ -9,7 +9,11 @@ from mae_pipe.api import Grid, MaskSampler, Rng, plugin
 
 @plugin("stripes")
 class StripesMask(MaskSampler):
-    """Hide whole rows of patches."""
+    """Hide whole rows of patches.
+
+    Options:
+        height: of a stripe, patches.
+    """
 
     def __init__(self, height: int = 1) -> None:
         if height < 1:
