@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from mae_pipe.catalog import Catalog
 from mae_pipe.contracts import Target, View
-from mae_pipe.errors import PluginError
+from mae_pipe.errors import MaePipeError, PluginError
 from mae_pipe.patches import patchify, unpatchify
+from mae_pipe.tables import TokenizerShape
 from mae_pipe.testing import check_target
+from mae_pipe.tokenizer.folder import About, save_tokenizer
+from mae_pipe.tokenizer.network import DiscreteVae
 
 CATALOG = Catalog()
 
@@ -24,11 +30,41 @@ def images_of(count: int, size: int) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(9)) * 0.7 + 0.2
 
 
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What a target cannot do without, by its name."""
+    folder, shape = tmp_path_factory.mktemp("tok"), TokenizerShape(codebook=16, code_width=4, width=4, downsampling=4)
+    torch.manual_seed(0)
+    save_tokenizer(
+        folder, About(layout="mae-pipe", codebook=16, downsampling=4, shape=shape), DiscreteVae(shape).state_dict()
+    )
+    return {
+        "dvae": {"tokenizer": str(folder)},
+        "feature": {"teacher": "test_vit", "weights": "none"},
+        "pca": {"components": 12},
+    }
+
+
 @pytest.mark.parametrize("name", CATALOG.names("target"))
 @pytest.mark.parametrize("patch", [4, 14])
-def test_every_installed_target_keeps_the_contract(name: str, patch: int) -> None:
+def test_every_installed_target_keeps_the_contract(name: str, patch: int, options: dict[str, dict[str, Any]]) -> None:
     view = view_of(4 * patch, patch)
-    check_target(CATALOG.build("target", name, {}, view=view), view=view)
+    check_target(CATALOG.build("target", name, options.get(name, {}), view=view), view=view)
+
+
+@pytest.mark.parametrize("name", ["hog", "normalized_pixel", "pca", "pixel"])
+@pytest.mark.parametrize("channels", [1, 4, 13])
+def test_any_number_of_channels_and_patches_that_are_not_square_will_do(
+    name: str, channels: int, options: dict[str, dict[str, Any]]
+) -> None:
+    view = View(16, 48, patch=(4, 12), mean=(0.5,) * channels, std=tuple(0.2 + 0.01 * c for c in range(channels)))
+    check_target(CATALOG.build("target", name, options.get(name, {}), view=view), view=view)
+
+
+def test_a_path_that_is_not_there_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    for name, given in (("dvae", {"tokenizer": str(tmp_path)}), ("feature", {"teacher": str(tmp_path)})):
+        with pytest.raises(MaePipeError, match=str(tmp_path)):
+            CATALOG.build("target", name, given, view=view_of(32))
 
 
 @pytest.mark.parametrize("name", ["pixel", "normalized_pixel"])
