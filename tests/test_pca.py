@@ -91,5 +91,12 @@ def test_a_fit_is_kept_in_the_state_and_is_the_same_again(fitted: Any) -> None:
 def test_what_cannot_be_fitted_is_refused() -> None:
     with pytest.raises(PluginError, match="components must be from 1 to 48"):
         made(components=49)
-    with pytest.raises(ValueError, match="24 patches are too few to fit 40 components"):
+    with pytest.raises(PluginError, match="24 patches are too few to fit 40 components"):
         made(components=40).fit(iter([torch.randn(1, 3, 16, 24)]))
+    pixels = torch.randint(0, 256, (9, 1, 16, 24), generator=torch.Generator().manual_seed(1)) / 255
+    grey = VIEW.normalised(pixels.expand(-1, 3, -1, -1))
+    with pytest.raises(PluginError, match=r"vary in 16 directions only.*components=16"):
+        made(components=17).fit(iter([grey]))
+    made(components=16).fit(iter([grey]))
+    with pytest.raises(PluginError, match="vary in 0 directions only"):
+        made(components=1).fit(iter([torch.zeros(9, 3, 16, 24)]))

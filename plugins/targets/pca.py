@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mae_pipe.api import Target, View, patchify, plugin, unpatchify
+from mae_pipe.api import PluginError, Target, View, patchify, plugin, unpatchify
+
+NOTHING = 1e-11  # of the largest variance: what is less is rounding
 
 
 @plugin("pca")
@@ -41,19 +43,29 @@ class PcaTarget(Target):
         self.register_buffer("deviation", torch.ones(components))  # of the coefficients, falling
 
     def fit(self, images: Iterator[Tensor]) -> None:
-        total = torch.zeros(self.view.numbers, dtype=torch.float64)
-        products = torch.zeros(self.view.numbers, self.view.numbers, dtype=torch.float64)
+        device = self.axes.device
+        total = torch.zeros(self.view.numbers, dtype=torch.float64, device=device)
+        products = torch.zeros(self.view.numbers, self.view.numbers, dtype=torch.float64, device=device)
         count = 0
         for batch in images:
-            patches = patchify(batch, self.view.patch).flatten(0, 1).double().cpu()  # [B N, K]
+            patches = patchify(batch.to(device), self.view.patch).flatten(0, 1).double()  # [B N, K]
             total += patches.sum(0)
             products += patches.T @ patches
             count += len(patches)
         if count <= self.width:
-            raise ValueError(f"{count} patches are too few to fit {self.width} components")
+            raise PluginError(
+                f"{count} patches are too few to fit {self.width} components; take more images, or set "
+                f"target.options.components to less than {max(2, count)}"
+            )
         mean = total / count
         covariance = (products - count * torch.outer(mean, mean)) / (count - 1)
         values, vectors = torch.linalg.eigh(covariance)  # rising
+        rank = int((values > NOTHING * values[-1]).sum())
+        if rank < self.width:
+            raise PluginError(
+                f"the patches vary in {rank} directions only, fewer than the {self.width} components (grey images "
+                f"with three channels have a third of their numbers); set target.options.components={max(1, rank)}"
+            )
         axes = vectors.T.flip(0)[: self.width]
         largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
         axes = axes * largest.sign()  # an axis has no direction of its own: its largest number is positive
