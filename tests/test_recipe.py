@@ -95,7 +95,7 @@ def test_every_key_and_its_default_are_documented() -> None:
     text = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `([a-z_.]+)` \|(.*?)\|", text, re.MULTILINE)
     documented = {key: said.strip(" `") for key, said in rows if key not in recipe.names()}
-    known = {**dict(keys(recipe.Pretrain)), **dict(keys(recipe.Downstream))}
+    known = {**dict(keys(recipe.Pretrain)), **dict(keys(recipe.Tokenizer)), **dict(keys(recipe.Downstream))}
     assert set(documented) == set(known)
     for key, default in known.items():
         if key == "task" or default is PydanticUndefined:
