@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from mae_pipe.autoencoder import Encoder, build_encoder
 from mae_pipe.catalog import Catalog
 from mae_pipe.contracts import Head
-from mae_pipe.errors import RunError
+from mae_pipe.errors import RecipeError, RunError
 from mae_pipe.pixels import Channels, normalise
 from mae_pipe.recipe import Downstream, Pretrain
 from mae_pipe.seeding import key
@@ -55,6 +55,8 @@ class Classification(nn.Module):
         self.encoder, self.head, self.frozen = encoder, head, frozen
         self.classes, self.label_smoothing = classes, label_smoothing
         self.mean, self.std = mean, std
+        if label_smoothing and head.labels != "class":
+            raise RecipeError(f"label_smoothing {label_smoothing} is for one class an image; set label_smoothing=0")
         if frozen:
             encoder.requires_grad_(False)
         self.train()
@@ -123,7 +125,8 @@ class Classification(nn.Module):
         output = self.head(tokens)
         if mode == "loss":
             return self.head.loss(output, self._smoothed(batch.labels)).mean()
-        labels = batch.labels.clamp(min=0)  # padding has -1; its values are not counted
+        # Padding has -1; its values are not counted.
+        labels = batch.labels.clamp(min=0) if self.head.labels == "class" else batch.labels
         return {"loss": self.head.loss(output, labels), **self.head.metrics(output, labels)}
 
     def train(self, mode: bool = True) -> Classification:
@@ -131,6 +134,12 @@ class Classification(nn.Module):
         if self.frozen:
             self.encoder.eval()
         return self
+
+    def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """[B, T + N, D] tokens of the images that are no padding, and their labels."""
+        real = batch.numbers >= 0
+        tokens: Tensor = self.encoder(normalise(batch.pixels, self.mean, self.std))
+        return tokens[real], batch.labels[real]
 
     def _smoothed(self, labels: Tensor) -> Tensor:
         """[B] int64 as they are, or [B, C] float32 shares."""

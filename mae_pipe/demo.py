@@ -241,7 +241,7 @@ def _table(found: Sequence[outcome.Result]) -> Table:
     for heading in ("top-1", "labels", "evaluated on"):
         table.add_column(heading, justify="right", no_wrap=True)
     for result in found:
-        top1 = f"[bold]{100 * result.top1:.1f} %[/] ± {100 * result.margin:.1f}"
+        top1 = f"[bold]{100 * result.score:.1f} %[/] ± {100 * result.margin:.1f}"
         labels = f"{result.labels_per_class} a class" if result.labels_per_class else "all"
         table.add_row(result.name, top1, labels, f"{result.images:,} images")
     return table

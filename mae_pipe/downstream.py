@@ -7,28 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 from rich.console import Console
 
 from mae_pipe import launch, runs
 from mae_pipe.catalog import Catalog
 from mae_pipe.classification import UNTRAINED, Classification, read_weights
-from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.order import Share
-from mae_pipe.data.shelf import Shelf
 from mae_pipe.data.stream import Stream
 from mae_pipe.disk import write_whole
 from mae_pipe.engine import Engine
-from mae_pipe.errors import DataError, RunError
+from mae_pipe.errors import RunError
 from mae_pipe.evaluate import agree_on_buffers, evaluate
+from mae_pipe.fitting import Plain, prepare, summary_of
 from mae_pipe.journal import Journal
+from mae_pipe.labelled import open_splits
 from mae_pipe.live import Live
 from mae_pipe.optim import Groups, Plan, layer_of, no_decay_finetuning, parameter_groups
 from mae_pipe.recipe import Data, Downstream, Pretrain
-from mae_pipe.runs import Run, about_data
-from mae_pipe.seeding import key, permutation
+from mae_pipe.runs import Run, about_data, about_plugins
 from mae_pipe.trainer import train
 
 MODEL = "model.safetensors"
@@ -51,6 +48,7 @@ class Result:
     split: str
     from_scratch: bool
     labels_per_class: int | None
+    main: str = "top1"
 
     def to_json(self) -> dict[str, Any]:
         """Flat, as it stands in result.json."""
@@ -88,27 +86,31 @@ def downstream(
 
     here = launch.join()
     share = Share(here.rank, here.world, Plan.of(recipe, 1, here.world).micro_batch)
-    classes, stream, held_out = open_splits(shards, recipe, share, catalog)
+    wanted = catalog.find("head", recipe.head.name).labels
+    classes, stream, held_out = open_splits(shards, recipe, share, catalog, wanted)
     plan = Plan.of(recipe, stream.images, here.world)
     # Before the folder is made: a plugin that is not there should leave nothing behind.
     task = Classification.from_recipe(recipe, pretrained, weights, catalog, classes=len(classes))
-    folder = Run(out, rank=here.rank)
+    folder, groups = Run(out, rank=here.rank), groups_of(task, recipe)
+    prepare(task, recipe, groups, stream, folder)
     about = {"pretrained": str(run.resolve()), "from_scratch": from_scratch, "encoder_fingerprint": fingerprint}
     about |= about_data(shards, recipe.train_split, stream.images, here.world)
+    about |= about_plugins(catalog, shards, head=recipe.head.name)
     checkpoint = folder.begin(recipe, about, resume=resume)
+    if not groups:
+        return _untrained(task, recipe, folder, stream, held_out, from_scratch=from_scratch)
 
     # A frozen encoder is saved as it was read: inside the engine it may be rounded to bfloat16.
     untouched = {f"encoder.{n}": w.clone() for n, w in task.encoder.state_dict().items()} if task.frozen else {}
-    trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
-    folder.make_room(trained, keep=recipe.saving.keep_last)
-    engine = Engine(task, groups_of(task, recipe), recipe, micro_batch=plan.micro_batch)
+    folder.make_room(sum(p.numel() for g in groups for p in g["params"]), keep=recipe.saving.keep_last)
+    engine = Engine(task, groups, recipe, micro_batch=plan.micro_batch)
     start = 0 if checkpoint is None else folder.restore(engine, checkpoint)
     journal = Journal(out, active=here.rank == 0)
     journal.cut(start)
 
     def measure(step: int) -> dict[str, float]:
         agree_on_buffers(task.head)
-        metrics = evaluate(engine, held_out)
+        metrics = evaluate(engine, held_out, summary_of(task.head))
         journal.write("eval", step, split=recipe.eval_split, images=held_out.images, **metrics)
         return metrics
 
@@ -140,12 +142,7 @@ def downstream(
             after_step=after_step,
         )
     # Not in the loop: a run that was stopped after its last step still gets its result.
-    metrics = measure(plan.steps)
-    result = Result(
-        out, recipe.task, metrics, held_out.images, recipe.eval_split, from_scratch, recipe.labels_per_class
-    )
-    if here.rank == 0:
-        write_whole(out / RESULT, (json.dumps(result.to_json(), indent=1) + "\n").encode())
+    result = _result(folder, recipe, held_out, measure(plan.steps), task, from_scratch=from_scratch)
     journal.close()
     engine.close()
     stream.close()
@@ -153,16 +150,44 @@ def downstream(
     return result
 
 
-def open_splits(shards: Path, recipe: Downstream, share: Share, catalog: Catalog) -> tuple[list[str], Stream, Stream]:
-    """The names of the classes, what is trained on, and what is measured."""
-    classes = _check(shards, recipe).classes
-    shelf = Shelf(shards, recipe.train_split, catalog)
-    labels = _labels(shelf, recipe.train_split, len(classes))
-    rows = few(labels, recipe, classes) if recipe.labels_per_class else None
-    stream = Stream(shelf, recipe.data, seed=recipe.seed, share=share, rows=rows)
-    shelf = Shelf(shards, recipe.eval_split, catalog)
-    _labels(shelf, recipe.eval_split, len(classes))
-    return classes, stream, Stream(shelf, recipe.data, seed=recipe.seed, share=share, training=False)
+def _result(
+    folder: Run,
+    recipe: Downstream,
+    held_out: Stream,
+    metrics: dict[str, float],
+    task: Classification,
+    *,
+    from_scratch: bool,
+) -> Result:
+    """Written to result.json by rank 0."""
+    result = Result(
+        folder.folder,
+        recipe.task,
+        metrics,
+        held_out.images,
+        recipe.eval_split,
+        from_scratch,
+        recipe.labels_per_class,
+        task.head.main,
+    )
+    if folder.rank == 0:
+        write_whole(folder.folder / RESULT, (json.dumps(result.to_json(), indent=1) + "\n").encode())
+    return result
+
+
+def _untrained(
+    task: Classification, recipe: Downstream, folder: Run, stream: Stream, held_out: Stream, *, from_scratch: bool
+) -> Result:
+    """A head without parameters: it is fitted and measured, and no step is made."""
+    model = Plain(task)
+    journal = Journal(folder.folder, active=folder.rank == 0)
+    journal.cut(0)
+    metrics = evaluate(model, held_out, summary_of(task.head))
+    journal.write("eval", 0, split=recipe.eval_split, images=held_out.images, **metrics)
+    journal.close()
+    stream.close()
+    held_out.close()
+    return _result(folder, recipe, held_out, metrics, task, from_scratch=from_scratch)
 
 
 def inherit(recipe: Downstream, pretrained: Pretrain) -> Downstream:
@@ -185,9 +210,10 @@ def inherit(recipe: Downstream, pretrained: Pretrain) -> Downstream:
 
 
 def folder_of(run: Path, recipe: Downstream, *, from_scratch: bool) -> Path:
-    """RUN/probe, RUN/finetune-scratch, RUN/finetune-10, ...: runs that are compared do not collide."""
+    """RUN/probe, RUN/finetune-scratch, RUN/finetune-10, RUN/probe-knn, ...: runs that are compared do not collide."""
+    head = "" if recipe.head.name == "linear" else f"-{recipe.head.name}"
     labels = f"-{recipe.labels_per_class}" if recipe.labels_per_class else ""
-    return run / f"{recipe.task}{'-scratch' if from_scratch else ''}{labels}"
+    return run / f"{recipe.task}{head}{'-scratch' if from_scratch else ''}{labels}"
 
 
 def groups_of(task: Classification, recipe: Downstream) -> Groups:
@@ -204,48 +230,3 @@ def groups_of(task: Classification, recipe: Downstream) -> Groups:
         no_decay=lambda name, parameter: no_decay_finetuning(name.removeprefix("encoder."), parameter),
         lr_scale=lr_scale,
     )
-
-
-def few(labels: NDArray[np.int32], recipe: Downstream, classes: list[str]) -> NDArray[np.int64]:
-    """The rows of the first ``labels_per_class`` images of every class, in an order that only the seed decides."""
-    wanted = recipe.labels_per_class or len(labels)
-    order = permutation(key(recipe.seed, "labels"), len(labels))
-    chosen = []
-    for label, name in enumerate(classes):
-        rows = order[labels[order] == label][:wanted]
-        if len(rows) < wanted:
-            raise DataError(
-                f"the class {name!r} has {len(rows)} images in {recipe.train_split!r}, fewer than labels_per_class "
-                f"{wanted}; set labels_per_class={max(1, len(rows))} or less"
-            )
-        chosen.append(rows)
-    return np.sort(np.concatenate(chosen))
-
-
-def _check(shards: Path, recipe: Downstream) -> Manifest:
-    """The manifest of shards that have both splits and labels."""
-    manifest = Manifest.load(shards)
-    for use, name in (("train_split", recipe.train_split), ("eval_split", recipe.eval_split)):
-        if name not in manifest.splits:
-            raise DataError(
-                f"the shards {shards} have no split {name!r}, they have {', '.join(manifest.splits)}; choose another "
-                f"with --set {use}=NAME, or hold images out with: mae-pipe shard ... --split val=0.1"
-            )
-        if not manifest.splits[name].labelled:
-            raise DataError(
-                f"the split {name!r} of {shards} has no labels; shard a folder with one sub-folder a class, "
-                f"and give it with --shards"
-            )
-    return manifest
-
-
-def _labels(shelf: Shelf, split: str, classes: int) -> NDArray[np.int32]:
-    """[n] labels of a split, every one a class."""
-    labels = shelf.index.label
-    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
-    if len(wrong):
-        raise DataError(
-            f"{len(wrong)} images of the split {split!r} have no label of {classes} classes, first "
-            f"{shelf.index.key(int(wrong[0]))!r}; build the shards again from one sub-folder a class"
-        )
-    return labels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Protocol
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from mae_pipe.data.stream import Batch
 from mae_pipe.errors import PluginError
+
+Summary = Callable[[dict[str, Tensor]], dict[str, float]]
 
 
 class Model(Protocol):
@@ -34,39 +36,51 @@ class Images(Protocol):
 
 
 @torch.no_grad()
-def evaluate(model: Model, source: Images) -> dict[str, float]:
-    """The mean of each of the task's measures over all images of ``source``; the same on every rank.
+def evaluate(model: Model, source: Images, summary: Summary | None = None) -> dict[str, float]:
+    """What is reported of all images of ``source``; the same on every rank.
+
+    Args:
+        summary: of the means of the task's measures, float64 on the CPU; default: those that are one number.
+    """
+    found = means(model, source)
+    return {name: float(mean) for name, mean in found.items() if not mean.dim()} if summary is None else summary(found)
+
+
+@torch.no_grad()
+def means(model: Model, source: Images) -> dict[str, Tensor]:
+    """The mean of each of the task's measures ([B, ...]) over all images, [...] float64; the same on every rank.
 
     Values of single images are summed in float64 and padding is left out, so neither the size of
     batches nor the number of ranks weighs in. All ranks call it; the model is in training mode after.
     """
     model.train(False)
-    names: list[str] = []
-    sums = torch.zeros(0, dtype=torch.float64, device=model.device)  # [1 + measures]; the first counts images
+    shapes: dict[str, torch.Size] = {}
+    sums = torch.zeros(0, dtype=torch.float64, device=model.device)  # all measures flat; the first counts images
     with closing(source.once()) as batches:  # type: ignore[type-var]
         for here in batches:
             batch = here.to(model.device)
             measures = model(batch, mode="metrics")
             real = batch.numbers >= 0  # [B]
-            if not names:
-                names = list(measures)
-                sums = torch.zeros(1 + len(names), dtype=torch.float64, device=model.device)
-            rows = [real.double()]
-            for name in names:
-                if measures[name].shape != real.shape:
+            if not shapes:
+                shapes = {name: measure.shape[1:] for name, measure in measures.items()}
+                size = 1 + sum(shape.numel() for shape in shapes.values())
+                sums = torch.zeros(size, dtype=torch.float64, device=model.device)
+            rows = [real.double().sum()[None]]
+            for name, shape in shapes.items():
+                if measures[name].shape != (len(real), *shape):
                     raise PluginError(
                         f"the head's metric {name!r} has shape {list(measures[name].shape)}; expected "
-                        f"[{len(real)}], one number an image"
+                        f"{[len(real), *shape]}, a value an image"
                     )
-                rows.append(torch.where(real, measures[name].double(), 0.0))
-            sums += torch.stack(rows).sum(dim=1)
+                rows.append(measures[name][real].double().sum(dim=0).flatten())
+            sums += torch.cat(rows)
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(sums)
     model.train()
-    count, *totals = sums.tolist()
-    if round(count) != source.images:
-        raise RuntimeError(f"{count:.0f} of {source.images} images were measured")
-    return {name: total / count for name, total in zip(names, totals, strict=True)}
+    if round(float(sums[0])) != source.images:
+        raise RuntimeError(f"{float(sums[0]):.0f} of {source.images} images were measured")
+    parts = torch.split((sums[1:] / sums[0]).cpu(), [shape.numel() for shape in shapes.values()])
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def agree_on_buffers(part: nn.Module) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+METRICS = {"top1": "top-1", "miou": "mIoU", "map": "mAP"}  # as people call them
 
 
 @dataclass(frozen=True)
@@ -19,24 +20,27 @@ class Result:
     folder: str
     task: str  # "probe" or "finetune"
     pretrained: bool
-    top1: float  # in [0, 1]
+    metric: str  # the head's main one, for a person: "top-1", "mIoU", "mAP"
+    score: float  # in [0, 1]
     top5: float | None
     images: int
     split: str
     labels_per_class: int | None
-    curve: tuple[tuple[int, float], ...]  # (step, top-1)
+    curve: tuple[tuple[int, float], ...]  # (step, score)
+    head: str = "linear"
 
     @property
     def name(self) -> str:
         """For a person."""
         if self.task == "probe":
-            return "linear probe, pretrained" if self.pretrained else "linear probe, untrained"
-        return "finetuned, pretrained" if self.pretrained else "finetuned, from scratch"
+            return f"{self.head} probe, {'pretrained' if self.pretrained else 'untrained'}"
+        what = "finetuned" if self.head == "linear" else f"finetuned, {self.head}"
+        return f"{what}, {'pretrained' if self.pretrained else 'from scratch'}"
 
     @property
     def margin(self) -> float:
-        """Half of the 95 % interval of ``top1``, from the number of images alone (Wilson 1927)."""
-        z, n, p = 1.96, max(self.images, 1), self.top1
+        """Half of the 95 % interval of ``score``, from the number of images alone (Wilson 1927)."""
+        z, n, p = 1.96, max(self.images, 1), self.score
         return z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
 
 
@@ -65,7 +69,8 @@ def results(run: Path) -> list[Result]:
     found = []
     for folder in sorted({run, *(path.parent for path in run.glob("*/run.json"))}):
         recipe, about = read_object(folder / "recipe.json"), read_object(folder / "run.json")
-        rows = [row for row in metrics(folder)[1] if isinstance(row.get("top1"), int | float)]
+        main = str(read_object(folder / "result.json").get("main", "top1"))
+        rows = [row for row in metrics(folder)[1] if isinstance(row.get(main), int | float)]
         task = recipe.get("task")
         if task not in ("probe", "finetune") or not rows:
             continue
@@ -75,12 +80,14 @@ def results(run: Path) -> list[Result]:
                 folder=folder.name,
                 task=task,
                 pretrained=not about.get("from_scratch", False),
-                top1=float(last["top1"]),
+                metric=METRICS.get(main, main),
+                score=float(last[main]),
                 top5=float(last["top5"]) if isinstance(last.get("top5"), int | float) else None,
                 images=int(last.get("images", 0)),
                 split=str(last.get("split", "")),
                 labels_per_class=recipe.get("labels_per_class"),
-                curve=tuple((int(row["step"]), float(row["top1"])) for row in rows),
+                curve=tuple((int(row["step"]), float(row[main])) for row in rows),
+                head=str(recipe.get("head", {}).get("name", "linear")),
             )
         )
     return sorted(found, key=lambda result: (result.task != "probe", result.pretrained, result.folder))
@@ -89,22 +96,22 @@ def results(run: Path) -> list[Result]:
 def pays(found: Sequence[Result]) -> bool:
     """Whether every pretrained encoder beat its twin without pretraining by more than chance explains."""
     pairs = _pairs(found)
-    return bool(pairs) and all(b.top1 - a.top1 > math.hypot(a.margin, b.margin) for a, b in pairs)
+    return bool(pairs) and all(b.score - a.score > math.hypot(a.margin, b.margin) for a, b in pairs)
 
 
 def verdict(found: Sequence[Result], train: Sequence[Row] = ()) -> str:
     """One sentence: did pretraining pay, or what was reached."""
     pairs = _pairs(found)
     if pairs:
-        words = {"probe": "a linear probe", "finetune": "finetuning"}
-        said = " and ".join(f"{words[a.task]} from {100 * a.top1:.1f} % to {100 * b.top1:.1f} %" for a, b in pairs)
+        said = " and ".join(f"{_deed(a)} from {100 * a.score:.1f} % to {100 * b.score:.1f} %" for a, b in pairs)
         if pays(found):
             return f"Pretraining pays: it takes {said}."
-        if all(b.top1 < a.top1 for a, b in pairs):
+        if all(b.score < a.score for a, b in pairs):
             return f"Pretraining did not pay here: it took {said}."
         return f"Pretraining did not pay clearly here: it took {said}."
     if found:
-        return f"{_sentence(found[-1].name)}: {100 * found[-1].top1:.1f} % of {found[-1].images:,} images."
+        last = found[-1]
+        return f"{_sentence(last.name)}: {100 * last.score:.1f} % {last.metric} on {last.images:,} images."
     losses = [row["loss"] for row in train if finite(row.get("loss"))]
     if losses:
         return f"The loss fell from {losses[0]:.3f} to {losses[-1]:.3f} in {train[-1]['step']:,} steps."
@@ -117,7 +124,7 @@ def _pairs(found: Sequence[Result]) -> list[tuple[Result, Result]]:
         (one, other)
         for one in found
         for other in found
-        if (one.task, one.labels_per_class) == (other.task, other.labels_per_class)
+        if (one.task, one.head, one.labels_per_class) == (other.task, other.head, other.labels_per_class)
         and other.pretrained
         and not one.pretrained
     ]
@@ -139,3 +146,8 @@ def finite(value: Any) -> bool:
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def _deed(result: Result) -> str:
+    """What was done with the encoder, in a sentence."""
+    return "finetuning" if result.task == "finetune" else f"a {result.head} probe"

@@ -65,7 +65,7 @@ def render(run: Path) -> str:
         verdict=verdict(found, train),
         figures=_figures(train, about),
         results=found,
-        best=max((result.top1 for result in found), default=1.0) or 1.0,
+        best=max((result.score for result in found), default=1.0) or 1.0,
         checks=_checks(run / CHECKS),
         charts=_charts(train, evals, found),
         film=film(run),
@@ -142,7 +142,7 @@ def _charts(train: Sequence[Row], evals: Sequence[Row], found: Sequence[Result])
     curves = [result for result in found if len(result.curve) > 1]
     if curves:
         lines = [Line(r.name, [s for s, _ in r.curve], [v for _, v in r.curve], dots=True) for r in curves]
-        drawn["top1"] = chart(lines, title="Top-1 by step", x_label="step", size=(9.2, 2.9), percent=True)
+        drawn["scores"] = chart(lines, title="Score by step", x_label="step", size=(9.2, 2.9), percent=True)
     return {name: Markup(svg) for name, svg in drawn.items()}  # noqa: S704 (matplotlib escapes what it is given)
 
 

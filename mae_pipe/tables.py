@@ -203,7 +203,7 @@ class TokenizerShape(Table):
     width: Positive = 64  # channels at full size; up to four times that below
     blocks: Annotated[int, Field(ge=0)] = 2  # residual blocks at each size
     downsampling: Literal[2, 4, 8, 16, 32] = 8  # pixels in a row and in a column that become one token
-    decay: Annotated[float, Field(gt=0, lt=1)] = 0.99  # vq: of the moving means, a micro-batch
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.99  # vq: of the moving means, a step
     commitment: Annotated[float, Field(ge=0)] = 0.25  # vq: weight of the loss that keeps maps near their codes
     divergence: Annotated[float, Field(ge=0)] = 1e-3  # gumbel: weight of the KL divergence from an even use
     temperature: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (1.0, 0.0625)  # first, last

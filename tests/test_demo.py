@@ -121,8 +121,8 @@ def test_the_demo_goes_the_whole_path(finished: tuple[Path, str]) -> None:
     ]  # fmt: skip
     page = (out / report.NAME).read_text(encoding="utf-8")
     for result in found:
-        assert f"{100 * result.top1:.1f} %" in page
-        assert re.search(rf"{result.name}\s+{100 * result.top1:.1f} %", said), "a row of the table, unbroken"
+        assert f"{100 * result.score:.1f} %" in page
+        assert re.search(rf"{result.name}\s+{100 * result.score:.1f} %", said), "a row of the table, unbroken"
     assert page.count("data:image/png") >= 5
     assert len(pictures.tiles(out / "reconstructions.png")["input"]) >= 1
     assert str(out / report.NAME) in said

@@ -26,8 +26,9 @@ from mae_pipe.cli.downstream import finetune as finetune_command
 from mae_pipe.cli.downstream import probe as probe_command
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import open_stream
-from mae_pipe.downstream import Result, downstream, few, folder_of, groups_of, inherit
+from mae_pipe.downstream import Result, downstream, folder_of, groups_of, inherit
 from mae_pipe.errors import DataError, DiskError, PluginError, RunError
+from mae_pipe.labelled import few
 from mae_pipe.sharding import build
 from mae_pipe.tasks import Pretraining
 
@@ -117,7 +118,9 @@ def test_a_probe_leaves_the_encoder_and_reports_what_a_direct_count_gives(run: P
     assert all(torch.equal(after[name], before[name]) for name in before)
     written = json.loads((out / "result.json").read_text())
     assert written == result.to_json()
-    assert {"task", "top1", "top5", "loss", "images", "split", "from_scratch", "labels_per_class"} == set(written)
+    assert {"task", "top1", "top5", "loss", "images", "split", "from_scratch", "labels_per_class", "main"} == set(
+        written
+    )
     about = json.loads((out / "run.json").read_text())
     assert (about["from_scratch"], about["images"], about["split"]) == (False, 24, "train")
 
@@ -298,7 +301,7 @@ def test_runs_that_are_compared_do_not_collide() -> None:
     assert folder_of(Path("R"), chosen("probe"), from_scratch=True) == Path("R/probe-scratch")
 
 
-@pytest.mark.parametrize("name", [n for n in recipe.names() if recipe.load(n).task != "pretrain"])
+@pytest.mark.parametrize("name", [n for n in recipe.names() if recipe.load(n).task in ("probe", "finetune")])
 def test_built_in_recipes_leave_size_and_statistics_to_the_pretrained_run(name: str) -> None:
     loaded = recipe.load(name)
     assert not {"size", "mean", "std", "centre_share"} & loaded.data.model_fields_set

@@ -13,12 +13,13 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.contracts import Head
 from mae_pipe.errors import PluginError
 from mae_pipe.testing import check_head
+from mae_pipe.testing.heads import VIEWS
 
 CATALOG = Catalog()
 
 
 def head_of(name: str, classes: int = 10, **options: Any) -> Head:
-    head: Head = CATALOG.build("head", name, options, width=16, classes=classes)
+    head: Head = CATALOG.build("head", name, options, width=16, classes=classes, class_tokens=1, view=VIEWS[0])
     return head
 
 

@@ -117,7 +117,12 @@ def table_of(run: Path, result: Result) -> Table:
         for name, value in result.metrics.items():
             table.add_row(Text(name), f"{value:.4f}")
         return table
-    for heading, justify in (("run", "left"), ("", "left"), ("labels a class", "right"), ("top-1", "right")):
+    for heading, justify in (
+        ("run", "left"),
+        ("", "left"),
+        ("labels a class", "right"),
+        (" or ".join(sorted({one.metric for one in found})), "right"),
+    ):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     table.add_column("top-5", justify="right")
     for one in found:
@@ -125,7 +130,7 @@ def table_of(run: Path, result: Result) -> Table:
             Text(one.folder),
             one.name,
             str(one.labels_per_class or "all"),
-            f"{100 * one.top1:.2f} % ± {100 * one.margin:.1f}",
+            f"{100 * one.score:.2f} % ± {100 * one.margin:.1f}",
             "" if one.top5 is None else f"{100 * one.top5:.2f} %",
             style="bold" if one.folder == result.folder.name else "",
         )

@@ -29,6 +29,9 @@ class Quantizer(nn.Module, ABC):
     def forward(self, maps: Tensor, temperature: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
         """[B, in, h, w] -> [B, out, h, w] with gradients, [B, h, w] int64 tokens, and a scalar loss of its own."""
 
+    def after_step(self) -> None:
+        """Learn what no gradient teaches, of all micro-batches of a step. All ranks call it."""
+
     @abstractmethod
     def tokens(self, maps: Tensor) -> Tensor:
         """[B, in, h, w] -> [B, h, w] int64, without chance."""
@@ -42,12 +45,13 @@ class VectorQuantizer(Quantizer):
     """The nearest code by cosine; codes are moving means of what they stand for (van den Oord et al. 2017, A.1).
 
     Codes and maps have length 1 (ViT-VQGAN, Yu et al. 2022). A code that nobody has used for long is dead
-    and is set to a vector of the batch; at first all are. Ranks add their sums up, so their books are equal.
+    and is set to a vector of the step; at first all are. Sums are over all micro-batches and ranks of a step, in
+    float64, so that neither weighs in and all ranks have the same book.
 
     Args:
         size: of the codebook.
         width: numbers a code; small, so that most codes are used.
-        decay: of the moving means, a batch.
+        decay: of the moving means, a step.
         commitment: weight of the loss that keeps maps near their codes.
         alive: a code that stands for fewer vectors than this share of an even use is dead.
     """
@@ -55,6 +59,7 @@ class VectorQuantizer(Quantizer):
     codes: Tensor
     uses: Tensor
     sums: Tensor
+    pending: Tensor
 
     def __init__(
         self, size: int, width: int, *, decay: float = 0.99, commitment: float = 0.25, alive: float = 0.05
@@ -62,19 +67,19 @@ class VectorQuantizer(Quantizer):
         super().__init__()
         self.channels_in = self.channels_out = width
         self.decay, self.commitment, self.alive = decay, commitment, alive
-        codes = F.normalize(torch.randn(size, width), dim=1)
-        self.register_buffer("codes", codes)
-        self.register_buffer("uses", torch.zeros(size))  # moving count of vectors a batch, over all ranks
+        self.register_buffer("codes", F.normalize(torch.randn(size, width), dim=1))
+        self.register_buffer("uses", torch.zeros(size))  # moving count of vectors a step, over all ranks
         self.register_buffer("sums", torch.zeros(size, width))  # moving sum of them
+        pending = torch.zeros(size, width + 1, dtype=torch.float64)  # this rank's sums and counts since the last step
+        self.register_buffer("pending", pending, persistent=False)
+        self._newest: Tensor | None = None  # [n, width]: vectors that may take a dead code's place
 
     def forward(self, maps: Tensor, temperature: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
         vectors = F.normalize(maps.float(), dim=1)  # [B, d, h, w]
-        if self.training:
-            self._revive(vectors.detach())
         tokens = self._nearest(vectors)
         chosen = self.look_up(tokens)
         if self.training:
-            self._learn(vectors.detach(), tokens)
+            self._note(vectors.detach(), tokens)
         loss = self.commitment * (vectors - chosen).square().sum(dim=1).mean()
         return vectors + (chosen - vectors).detach(), tokens, loss
 
@@ -89,32 +94,35 @@ class VectorQuantizer(Quantizer):
         return torch.einsum("bdhw,kd->bkhw", vectors, self.codes).argmax(dim=1)
 
     @torch.no_grad()
-    def _learn(self, vectors: Tensor, tokens: Tensor) -> None:
-        flat, numbers = vectors.permute(0, 2, 3, 1).flatten(0, 2), tokens.flatten()
-        sums = torch.zeros(len(self.codes), flat.shape[1] + 1, device=flat.device)
-        sums.index_add_(0, numbers, torch.cat([flat, torch.ones_like(flat[:, :1])], dim=1))
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(sums)
-        self.sums.lerp_(sums[:, :-1], 1 - self.decay)
-        self.uses.lerp_(sums[:, -1], 1 - self.decay)
-        used = self.uses > 0
-        self.codes[used] = F.normalize(self.sums[used], dim=1)
+    def _note(self, vectors: Tensor, tokens: Tensor) -> None:
+        self._newest = vectors.permute(0, 2, 3, 1).flatten(0, 2)
+        counted = torch.cat([self._newest, torch.ones_like(self._newest[:, :1])], dim=1)
+        self.pending.index_add_(0, tokens.flatten(), counted.double())
 
     @torch.no_grad()
-    def _revive(self, vectors: Tensor) -> None:
-        """Set dead codes to vectors of rank 0's batch, which are drawn from torch's generator."""
-        flat = vectors.permute(0, 2, 3, 1).flatten(0, 2)
-        world = dist.get_world_size() if dist.is_initialized() else 1
-        even = len(flat) * world / len(self.codes)
-        dead = self.uses < self.alive * even  # equal on all ranks
-        grace = (
-            3 * self.alive * even
-        )  # a revived code has so many uses to begin with: 1.1 / (1 - decay) batches of time
-        drawn = flat[torch.randint(len(flat), (len(self.codes),)).to(flat.device)]
-        if world > 1:
-            dist.broadcast(drawn, 0)
-        self.codes.copy_(torch.where(dead[:, None], drawn, self.codes))
-        self.sums.copy_(torch.where(dead[:, None], drawn * grace, self.sums))
+    def after_step(self) -> None:
+        several = dist.is_initialized() and dist.get_world_size() > 1
+        if several:
+            dist.all_reduce(self.pending)
+        sums, counts = self.pending[:, :-1].float(), self.pending[:, -1].float()
+        whole = sums.isfinite().all()  # a step that went wrong is skipped, here as by the optimizer
+        self.sums.copy_(torch.where(whole, self.sums.lerp(sums, 1 - self.decay), self.sums))
+        self.uses.copy_(torch.where(whole, self.uses.lerp(counts, 1 - self.decay), self.uses))
+        self.codes.copy_(torch.where(self.uses[:, None] > 0, F.normalize(self.sums, dim=1), self.codes))
+        if self._newest is not None:
+            places = _drawn(len(self._newest), len(self.codes)).to(self._newest.device)
+            fresh = self._newest[places]  # [K, d]
+            if several:
+                dist.broadcast(fresh, 0)
+            self._revive(fresh, counts.sum() / len(self.codes))
+        self.pending.zero_()
+
+    def _revive(self, fresh: Tensor, even: Tensor) -> None:
+        """Set dead codes to ``fresh`` ones; ``even`` is the number of vectors that each would have in even use."""
+        dead = (self.uses < self.alive * even) & fresh.isfinite().all(dim=1)  # equal on all ranks
+        grace = 3 * self.alive * even  # uses to begin with: they last for 1.1 / (1 - decay) steps
+        self.codes.copy_(torch.where(dead[:, None], fresh, self.codes))
+        self.sums.copy_(torch.where(dead[:, None], fresh * grace, self.sums))
         self.uses.copy_(torch.where(dead, grace, self.uses))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VectorQuantizer:
@@ -154,3 +162,8 @@ class GumbelQuantizer(Quantizer):
     def look_up(self, tokens: Tensor) -> Tensor:
         found: Tensor = self.codes(tokens)
         return found.permute(0, 3, 1, 2)
+
+
+def _drawn(many: int, wanted: int) -> Tensor:
+    """``wanted`` places of ``many``, by torch's generator; none twice where there are enough."""
+    return torch.randperm(many)[:wanted] if many >= wanted else torch.randint(many, (wanted,))

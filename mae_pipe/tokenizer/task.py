@@ -18,20 +18,22 @@ class Tokenizing(nn.Module):
     """Squared error of the reconstruction, and the quantizer's own loss.
 
     Args:
-        images: of the whole training, over which the temperature falls.
+        temperature: of the first step, and where it falls to.
+        steps: of the whole training.
+        global_batch: images a step.
     """
 
-    def __init__(self, network: DiscreteVae, temperature: tuple[float, float], images: int) -> None:
+    def __init__(self, network: DiscreteVae, temperature: tuple[float, float], steps: int, global_batch: int) -> None:
         super().__init__()
-        self.network, self.temperature, self.images = network, temperature, images
+        self.network, self.temperature, self.steps, self.global_batch = network, temperature, steps, global_batch
 
     @classmethod
-    def from_recipe(cls, recipe: Tokenizer, images: int) -> Tokenizing:
+    def from_recipe(cls, recipe: Tokenizer, steps: int) -> Tokenizing:
         """Built with first weights that depend on the recipe's seed alone, so that all ranks agree."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key(recipe.seed, "weights") % 2**63)
             network = DiscreteVae(recipe.tokenizer, len(recipe.data.mean))
-        return cls(network, recipe.tokenizer.temperature, images)
+        return cls(network, recipe.tokenizer.temperature, steps, recipe.data.global_batch)
 
     @overload
     def forward(self, batch: Batch, mode: Literal["loss"] = "loss") -> Tensor: ...
@@ -50,7 +52,8 @@ class Tokenizing(nn.Module):
         return {"colours": made, "tokens": tokens, "psnr": psnr(made, colours)}
 
     def temperature_of(self, positions: Tensor) -> Tensor:
-        """A scalar on the positions' device: it falls geometrically, as a function of the place in the stream."""
-        share = (positions.min().float() / max(1, self.images)).clamp(max=1)
+        """A scalar on the positions' device, the same for a whole step: it falls geometrically."""
+        step = positions.min() // self.global_batch
+        share = (step.float() / max(1, self.steps - 1)).clamp(max=1)
         first, last = self.temperature
         return first * (last / first) ** share

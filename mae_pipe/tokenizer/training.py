@@ -71,12 +71,13 @@ def train_tokenizer(
     share = Share(here.rank, here.world, micro)
     stream = open_stream(shards, split, recipe.data, seed=recipe.seed, share=share, catalog=catalog)
     plan = Plan.of(recipe, stream.images, here.world)
-    held = recipe.eval_split if recipe.eval_split in Manifest.load(shards).splits else split
+    wanted = Manifest.load(shards).splits.get(recipe.eval_split)
+    held = recipe.eval_split if wanted is not None and wanted.images else split
     measured = _few(
         open_stream(shards, held, recipe.data, seed=0, share=share, catalog=catalog, training=False), recipe
     )
 
-    task = Tokenizing.from_recipe(recipe, plan.steps * plan.global_batch)
+    task = Tokenizing.from_recipe(recipe, plan.steps)
     run = Run(out, rank=here.rank)
     about = about_data(shards, split, stream.images, here.world) | about_plugins(catalog, shards)
     checkpoint = run.begin(recipe, about, resume=resume)
@@ -106,6 +107,7 @@ def train_tokenizer(
         return found
 
     def after_step(step: int) -> None:
+        task.network.quantizer.after_step()
         if step % plan.steps_of(recipe.logging.pictures_every_epochs) == 0 and step < plan.steps:
             measure(step)
 

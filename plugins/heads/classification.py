@@ -11,15 +11,17 @@ from torch.nn import functional as F
 Pool = Literal["token", "mean"]
 
 
-def check_pool(pool: str) -> None:
-    """Raises ValueError for an unknown ``pool``."""
+def check_pool(pool: str, class_tokens: int) -> None:
+    """Raises ValueError for an unknown ``pool``, or one that the encoder has no token for."""
     if pool not in ("token", "mean"):
         raise ValueError(f"pool must be 'token' or 'mean', got {pool!r}")
+    if pool == "token" and not class_tokens:
+        raise ValueError("pool is 'token', but the encoder has no class token; set pool to 'mean'")
 
 
-def pooled(tokens: Tensor, pool: Pool) -> Tensor:
-    """[B, 1 + N, D] -> [B, D]: the class token, or the mean of the patch tokens."""
-    return tokens[:, 0] if pool == "token" else tokens[:, 1:].mean(dim=1)
+def pooled(tokens: Tensor, pool: Pool, class_tokens: int) -> Tensor:
+    """[B, T + N, D] -> [B, D]: the mean of the class tokens (mostly one), or of the patch tokens."""
+    return tokens[:, :class_tokens].mean(dim=1) if pool == "token" else tokens[:, class_tokens:].mean(dim=1)
 
 
 def cross_entropy(output: Tensor, labels: Tensor) -> Tensor:

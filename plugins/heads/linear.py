@@ -36,21 +36,40 @@ class LinearHead(Head):
 
     MAE's linear probe is ``pool = "token", batch_norm = true`` (He et al. 2022, A.1); its
     finetuning begins with weights as small as ``std = 2e-5``.
+
+    Options:
+        pool: "token" (of several class tokens their mean), or "mean".
+        batch_norm: batch norm without scale and shift before the layer.
+        layer_norm: a new layer norm before the layer, which MAE's finetuning puts after the mean.
+        std: of the first weights.
     """
 
     def __init__(
-        self, *, width: int, classes: int, pool: Pool = "mean", batch_norm: bool = False, std: float = 0.01
+        self,
+        *,
+        width: int,
+        classes: int,
+        class_tokens: int = 1,
+        pool: Pool = "mean",
+        batch_norm: bool = False,
+        layer_norm: bool = False,
+        std: float = 0.01,
     ) -> None:
         super().__init__()
-        check_pool(pool)
+        if batch_norm and layer_norm:
+            raise ValueError("batch_norm and layer_norm cannot both be set; one norm is enough")
+        check_pool(pool, class_tokens)
         self.pool: Pool = pool
-        self.norm = FloatBatchNorm(width) if batch_norm else nn.Identity()
+        self.class_tokens = class_tokens
+        self.norm: nn.Module = nn.LayerNorm(width, eps=1e-6) if layer_norm else nn.Identity()
+        if batch_norm:
+            self.norm = FloatBatchNorm(width)
         self.classify = nn.Linear(width, classes)
         nn.init.trunc_normal_(self.classify.weight, std=std)
         nn.init.zeros_(self.classify.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        features = self.norm(pooled(tokens, self.pool))  # [B, D]
+        features = self.norm(pooled(tokens, self.pool, self.class_tokens))  # [B, D]
         output: Tensor = self.classify(features.to(self.classify.weight.dtype))
         return output
 

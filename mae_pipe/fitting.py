@@ -1,0 +1,80 @@
+"""What happens to a head before its first step: it is fitted, checked; and how it is measured without an engine."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import torch
+from torch import Tensor
+
+from mae_pipe import guards, launch
+from mae_pipe.classification import Classification
+from mae_pipe.contracts import Head
+from mae_pipe.data.order import Share
+from mae_pipe.data.stream import Batch, Stream
+from mae_pipe.errors import RecipeError
+from mae_pipe.evaluate import Summary
+from mae_pipe.optim import Groups
+from mae_pipe.recipe import Downstream
+from mae_pipe.runs import Run
+
+
+def summary_of(head: Head) -> Summary:
+    """The head's summary, with the loss where it leaves it out."""
+
+    def summary(means: dict[str, Tensor]) -> dict[str, float]:
+        return {"loss": float(means["loss"]), **head.summary(means)}
+
+    return summary
+
+
+class Plain:
+    """A task without an engine, for what is measured and not trained."""
+
+    def __init__(self, task: Classification) -> None:
+        here = launch.join()
+        self.device = torch.device("cuda", here.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        self.task = task.to(self.device)
+
+    def __call__(self, batch: Batch, *, mode: str) -> dict[str, Tensor]:
+        measures: dict[str, Tensor] = self.task(batch, mode=mode)
+        return measures
+
+    def train(self, mode: bool = True) -> object:
+        return self.task.train(mode)
+
+
+def prepare(task: Classification, recipe: Downstream, groups: Groups, stream: Stream, folder: Run) -> None:
+    """Before a first step: fit the head where it wants it, and refuse what would train to nothing.
+
+    Every rank fits and sees all images; rank 0 checks.
+    """
+    if recipe.task == "finetune" and not any(p.requires_grad for p in task.head.parameters()):
+        raise RecipeError(f"the head {recipe.head.name!r} has nothing to train; use it with: mae-pipe probe")
+    begun = any(folder.checkpoints.glob("step-*"))
+    if task.head.fits and not (begun and groups):
+        fit(task, stream, recipe, Plain(task).device)
+    if groups and not begun:
+        folder.on_rank_0(lambda: _check(task, recipe, groups, stream))
+
+
+def fit(task: Classification, stream: Stream, recipe: Downstream, device: torch.device) -> None:
+    """Show the head the features of all training images, in their centre view; every rank sees all of them."""
+    alone = Share(0, 1, recipe.data.micro_batch)
+    whole = Stream(
+        stream.shelf, recipe.data, seed=0, share=alone, training=False, rows=stream.rows, labels=stream.labels
+    )
+    state = task.training
+    task.eval()
+    with torch.no_grad(), closing(whole.once()) as batches:  # type: ignore[type-var]
+        task.head.fit(task.features(batch.to(device)) for batch in batches)
+    task.train(state)
+
+
+def _check(task: Classification, recipe: Downstream, groups: Groups, stream: Stream) -> None:
+    """What would train to nothing is refused: parameters that are not in the loss, a layer decay that matches none."""
+    with closing(stream.batches()) as batches:  # type: ignore[type-var]
+        found = list(guards.of_connections(Plain(task).task, next(batches)))
+    if recipe.task == "finetune":
+        found.append(guards.of_layer_decay(groups, len(task.encoder.blocks), recipe.optimizer.layer_decay))
+    guards.require(iter(found))

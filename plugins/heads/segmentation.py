@@ -1,0 +1,89 @@
+"""A class for every pixel."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mae_pipe.api import Head, View, plugin
+
+from .upernet import Upernet
+
+IGNORED = 255  # the class of pixels that do not count
+
+
+@plugin("segmentation")
+class SegmentationHead(Head):
+    """Say a class for every pixel; cross-entropy, mean intersection over union.
+
+    The linear decoder is one layer on the patch tokens, enlarged to the pixels (as DINOv2, Oquab et al. 2023).
+    The other is a small UperNet (Xiao et al. 2018) on a pyramid that is made of the last map alone
+    (ViTDet, Li et al. 2022).
+
+    Options:
+        decoder: "linear" or "upernet".
+        hidden: channels inside the UperNet.
+        std: of the last layer's first weights.
+    """
+
+    labels = "map"
+    main = "miou"
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        classes: int,
+        view: View,
+        class_tokens: int = 1,
+        decoder: Literal["linear", "upernet"] = "linear",
+        hidden: int = 128,
+        std: float = 0.01,
+    ) -> None:
+        super().__init__()
+        if decoder not in ("linear", "upernet"):
+            raise ValueError(f"decoder must be 'linear' or 'upernet', got {decoder!r}")
+        if hidden < 8 or hidden % 8:
+            raise ValueError(f"hidden must be a multiple of 8, got {hidden}")
+        self.view, self.class_tokens, self.classes = view, class_tokens, classes
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.decoder: nn.Module = nn.Identity() if decoder == "linear" else Upernet(width, hidden)
+        self.classify = nn.Conv2d(width if decoder == "linear" else hidden, classes, 1)
+        nn.init.trunc_normal_(self.classify.weight, std=std)
+        assert self.classify.bias is not None
+        nn.init.zeros_(self.classify.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, T + N, D] -> [B, C, H, W]."""
+        patches = self.norm(tokens[:, self.class_tokens :].to(self.norm.weight.dtype))
+        maps = patches.transpose(1, 2).reshape(len(tokens), -1, self.view.grid.rows, self.view.grid.cols)
+        output: Tensor = self.classify(self.decoder(maps))
+        size = self.view.height, self.view.width
+        return F.interpolate(output.float(), size, mode="bilinear", align_corners=False)
+
+    def loss(self, output: Tensor, labels: Tensor) -> Tensor:
+        each = F.cross_entropy(output.float(), labels, ignore_index=IGNORED, reduction="none")
+        return each.sum(dim=(1, 2)) / (labels != IGNORED).sum(dim=(1, 2)).clamp(min=1)
+
+    def metrics(self, output: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        counts = labels != IGNORED
+        truth = F.one_hot(labels.where(counts, 0), self.classes).bool() & counts[..., None]
+        guess = F.one_hot(output.argmax(dim=1), self.classes).bool() & counts[..., None]
+        return {
+            "intersection": (truth & guess).sum(dim=(1, 2)).float(),  # [B, C]
+            "union": (truth | guess).sum(dim=(1, 2)).float(),
+            "right": (truth & guess).sum(dim=(1, 2, 3)).float(),
+            "counted": counts.sum(dim=(1, 2)).float(),
+        }
+
+    def summary(self, means: dict[str, Tensor]) -> dict[str, float]:
+        union = means["union"].double()
+        each = means["intersection"].double() / union.clamp(min=1e-12)
+        seen = union > 0
+        return {
+            **({"loss": float(means["loss"])} if "loss" in means else {}),
+            "miou": float(each[seen].mean()) if bool(seen.any()) else 0.0,
+            "pixel_accuracy": float(means["right"] / means["counted"].clamp(min=1e-12)),
+        }
