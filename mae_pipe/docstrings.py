@@ -22,7 +22,7 @@ def said_of(name: str, *docs: str) -> str:
 
 
 def prose(doc: str) -> str:
-    """A docstring without its lists of arguments."""
+    """A docstring without its lists of arguments, a line a paragraph."""
     kept: list[str] = []
     lines = inspect.cleandoc(doc).splitlines()
     while lines:
@@ -32,7 +32,8 @@ def prose(doc: str) -> str:
                 lines.pop(0)
         elif not line.startswith(":param"):
             kept.append(line)
-    return "\n".join(kept).strip()
+    paragraphs = re.split(r"\n\s*\n", "\n".join(kept).strip())
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs).replace("``", "`")
 
 
 def _entry(name: str, text: str) -> str:

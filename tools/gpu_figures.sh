@@ -23,6 +23,14 @@ trap 'rm -rf "$work"' EXIT
     echo
     "$python" tools/bench_step.py --device cuda --batch 256 --rounds 5
     echo
+    echo "## What masks and targets cost in a step"
+    echo
+    "$python" tools/bench_overhead.py --batch 256 --rounds 5
+    echo
+    echo "## Masks on the GPU are those on the CPU, plugins keep their contracts there"
+    echo
+    "$python" -m pytest -q tests/test_masks.py tests/test_conformance.py 2>&1 | tail -n 5
+    echo
     echo "## ZeRO stages give the same losses"
     echo
     "$python" -m pytest -q tests/test_engine.py tests/test_resume.py 2>&1 | tail -n 5
