@@ -59,10 +59,19 @@ def labels_of(head: Head, given: dict[str, Any]) -> Tensor:
 def made(subject: Subject, given: dict[str, Any]) -> Head:
     """A head, fitted if it wants to be."""
     head: Head = subject.make(**given)
-    if head.fits:
-        with torch.no_grad():
-            head.fit(iter([(tokens_of(given, seed), labels_of(head, given)) for seed in (5, 6)]))
+    return fitted(head, given) if head.fits else head
+
+
+@torch.no_grad()
+def fitted(head: Head, given: dict[str, Any]) -> Head:
+    """After it has seen the features of all training images."""
+    head.fit(iter([(tokens_of(given, seed), labels_of(head, given)) for seed in (5, 6)]))
     return head
+
+
+def is_trained(head: Head) -> bool:
+    """Whether an engine would have it; else a run fits and measures it in float32, and keeps no checkpoint."""
+    return any(parameter.requires_grad for parameter in head.parameters())
 
 
 def shapes(subject: Subject) -> str:
@@ -90,7 +99,8 @@ def reports_its_main_metric(subject: Subject) -> str:
     """The summary of its metrics is numbers by name, and the main one is among them."""
     given = _givens(subject)[0]
     head = made(subject, given).eval()
-    metrics = head.metrics(head(tokens_of(given)), labels_of(head, given))
+    output, labels = head(tokens_of(given)), labels_of(head, given)
+    metrics = {"loss": head.loss(output, labels), **head.metrics(output, labels)}
     found = head.summary({key: value.detach().float().mean(0) for key, value in metrics.items()})
     name = type(head).__name__
     plain = all(isinstance(key, str) and isinstance(value, float) for key, value in found.items())
@@ -136,7 +146,7 @@ def takes_mixed_labels(subject: Subject) -> None:
     head = made(subject, given).eval()
     if head.labels != "class":
         raise Skip(f"its labels are {head.labels!r}")
-    if not any(p.requires_grad for p in head.parameters()):
+    if not is_trained(head):
         raise Skip("it has no trainable parameters, and labels are mixed in training only")
     output, labels = head(tokens_of(given)), labels_of(head, given)
     loss, mixed = (
@@ -203,10 +213,8 @@ def keeps_its_state(subject: Subject) -> str:
     other: Head = subject.rebuilt(**given)
     state = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     name = type(head).__name__
-    if head.fits and any(
-        n not in other.state_dict() or other.state_dict()[n].shape != t.shape for n, t in state.items()
-    ):
-        raise Skip("what it is fitted with depends on the data, and it is fitted anew")
+    if head.fits and not is_trained(head):
+        raise Skip("it has no trainable parameters: it is fitted anew, and in no checkpoint")
     try:
         other.load_state_dict(state)
     except RuntimeError as error:
@@ -236,7 +244,7 @@ def is_bf16_safe(subject: Subject) -> None:
     name, tokens, labels = type(head).__name__, tokens_of(given), labels_of(head, given)
     loss = head.loss(head(tokens), labels)
     for where, engine in (("in a bfloat16 engine", True), ("under autocast", False)):
-        other = copy.deepcopy(head).bfloat16() if engine else head
+        other = copy.deepcopy(head).bfloat16() if engine and is_trained(head) else head
         with torch.autocast("cpu", torch.bfloat16, enabled=not engine):
             try:
                 output = other(tokens.bfloat16() if engine else tokens)

@@ -123,9 +123,9 @@ def _numbers(state: Any) -> Any:
     return np.append(state["state"]["key"], state["state"]["pos"])
 
 
-def images(count: int, channels: int, height: int, width: int) -> Tensor:
+def images(count: int, channels: int, height: int, width: int, *, seed: int = 0) -> Tensor:
     """[B, C, H, W] normalised, smooth with some noise, each another."""
-    generator = torch.Generator().manual_seed(count + channels + height + width)
+    generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(count, channels, 4, 4, generator=generator)
     smooth = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
     return smooth + 0.2 * torch.randn(count, channels, height, width, generator=generator)

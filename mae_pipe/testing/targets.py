@@ -60,7 +60,7 @@ def fitted(subject: Subject, view: View) -> Target:
 def batches_of(view: View) -> Iterator[Tensor]:
     """What ``fit`` is given."""
     for number in range(FITTED // 16):
-        yield images(16, view.channels, view.height, view.width) + 0.1 * number
+        yield images(16, view.channels, view.height, view.width, seed=1 + number)
 
 
 def _images(view: View) -> Tensor:

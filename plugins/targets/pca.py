@@ -75,7 +75,8 @@ class PcaTarget(Target):
 
     def truth(self, images: Tensor) -> Tensor:
         patches = patchify(images, self.view.patch).float()  # [B, N, K of a patch]
-        coefficients = (patches - self.mean) @ self.axes.T
+        with torch.autocast(images.device.type, enabled=False):
+            coefficients = (patches - self.mean) @ self.axes.T
         return coefficients / self.deviation if self.whiten else coefficients
 
     def loss(self, prediction: Tensor, truth: Tensor) -> Tensor:
