@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,16 @@ def test_the_vote_of_neighbours_is_scikit_learns(k: int) -> None:
     assert list(head.parameters()) == []
 
 
+def test_a_bank_is_compared_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = made("knn", k=20)
+    head.fit(iter([(noise(60, 13, 16), torch.arange(60) % 5)]))
+    asked = noise(9, 13, 16, seed=2)
+    whole = head(asked)
+    for size in (1, 7, 59):
+        monkeypatch.setattr(sys.modules[type(head).__module__], "CHUNK", size)
+        assert torch.allclose(head(asked), whole, atol=1e-6)
+
+
 def test_more_neighbours_than_images_are_all_of_them() -> None:
     head = made("knn", k=500)
     head.fit(iter([(noise(6, 13, 16), torch.arange(6) % 5)]))
@@ -77,6 +88,32 @@ def test_average_precision_is_scikit_learns(spread: float) -> None:
     assert torch.allclose(loss.double(), direct, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("rate", "apart", "spread", "shift"), [(0.3, 3, 1, 0), (0.01, 2, 1.5, -6), (0.05, 1, 1, -3), (0.2, 2, 5, -15)]
+)
+def test_bins_are_as_good_as_sorting_whether_classes_are_rare_or_scores_far_off(
+    rate: float, apart: float, spread: float, shift: float
+) -> None:
+    draw = np.random.default_rng(10)
+    has = draw.random((10_000, 5)) < rate
+    scores = ((draw.normal(size=has.shape) + apart * has) * spread + shift).astype(np.float32)
+    expected = np.mean([average_precision_score(has[:, c], scores[:, c]) for c in range(5)])
+    head, sums = made("multilabel"), torch.zeros(5, 2, 1000)
+    for some in np.array_split(np.arange(len(has)), 40):
+        labels = torch.from_numpy(has[some]).float()
+        sums += head.metrics(torch.from_numpy(scores[some]), labels)["counts"].sum(0)
+    nothing = torch.zeros(())
+    means = {"counts": sums / len(has), "said": nothing, "there": nothing, "hits": nothing}
+    assert head.summary(means)["map"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_scores_that_are_all_alike_are_worth_the_share_of_images_and_no_label_is_worth_nothing() -> None:
+    head = made("multilabel")
+    has = (torch.arange(200) % 4 == 0).float()[:, None].expand(-1, 5)
+    assert head.summary(means(head, torch.zeros(200, 5), has))["map"] == pytest.approx(0.25, abs=0.015)
+    assert head.summary(means(head, noise(20, 5), torch.zeros(20, 5)))["map"] == 0.0
+
+
 @pytest.mark.parametrize("decoder", ["linear", "upernet"])
 def test_the_intersection_over_union_is_that_of_one_confusion_matrix(decoder: str) -> None:
     head = made("segmentation", decoder=decoder, hidden=16)
@@ -92,6 +129,9 @@ def test_the_intersection_over_union_is_that_of_one_confusion_matrix(decoder: st
     np.add.at(matrix, (labels[kept].numpy(), guess[kept].numpy()), 1)
     union = matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
     assert found["miou"] == pytest.approx((matrix.diagonal()[union > 0] / union[union > 0]).mean(), abs=1e-6)
+    there = matrix.sum(1) > 0
+    recall = matrix.diagonal()[there] / matrix.sum(1)[there]
+    assert found["mean_accuracy"] == pytest.approx(recall.mean(), abs=1e-6)
     assert found["pixel_accuracy"] == pytest.approx(matrix.trace() / matrix.sum(), abs=1e-6)
     direct = [F.cross_entropy(o[:, k].T.double(), lab[k]) for o, lab, k in zip(output, labels, kept, strict=True)]
     assert torch.allclose(head.loss(output, labels).double(), torch.stack(direct), atol=1e-5)
@@ -127,19 +167,19 @@ def task(name: str, labels: str) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "goal"),
+    ("name", "options", "steps", "goal"),
     [
-        ("attentive", {"heads": 4}, 0.95),
-        ("multilabel", {}, 0.95),
-        ("segmentation", {}, 0.75),  # its edges are blurred: a patch of 8 pixels is the finest that it sees
-        ("segmentation", {"decoder": "upernet", "hidden": 16}, 0.6),
+        ("attentive", {"heads": 4}, 60, 0.95),
+        ("multilabel", {}, 100, 0.95),
+        ("segmentation", {}, 60, 0.75),  # its edges are blurred: a patch of 8 pixels is the finest that it sees
+        ("segmentation", {"decoder": "upernet", "hidden": 8}, 30, 0.6),
     ],
 )
-def test_every_head_learns(name: str, options: dict[str, Any], goal: float) -> None:
+def test_every_head_learns(name: str, options: dict[str, Any], steps: int, goal: float) -> None:
     head = made(name, **options)
     tokens, labels = task(name, head.labels)
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2)
-    for _ in range(100):
+    for _ in range(steps):
         optimizer.zero_grad()
         head.loss(head(tokens), labels).mean().backward()
         optimizer.step()

@@ -16,7 +16,7 @@ class AttentiveHead(Head):
     """Classify what a learned query attends to among all tokens (CAE, Chen et al. 2022; V-JEPA, Bardes et al. 2024).
 
     Options:
-        heads: of the attention; must divide the encoder's width.
+        heads: of the attention; must divide the encoder's width; 0: the most of 12, 8, 6, 4, 3, 2 and 1 that do.
         queries: learned ones; their answers are averaged.
         std: of the first weights.
     """
@@ -24,7 +24,7 @@ class AttentiveHead(Head):
     def __init__(self, *, width: int, classes: int, heads: int = 0, queries: int = 1, std: float = 0.02) -> None:
         super().__init__()
         heads = heads or next(n for n in (12, 8, 6, 4, 3, 2, 1) if width % n == 0)
-        if width % heads or queries < 1:
+        if heads < 1 or width % heads or queries < 1:
             raise ValueError(
                 f"heads must divide the width {width} and queries be at least 1, got {heads} and {queries}"
             )

@@ -12,13 +12,15 @@ from mae_pipe.api import Head, plugin
 
 from .classification import Pool, accuracies, check_pool, pooled
 
+CHUNK = 1 << 16  # images of the bank that are compared at once: what bounds the memory
+
 
 @plugin("knn")
 class KnnHead(Head):
     """Classify by the k nearest training images; nothing is trained (DINO, Caron et al. 2021; Wu et al. 2018).
 
-    Each of them votes for its class with exp(cosine / temperature). All training images are kept, in their
-    centre view, so a result does not depend on ranks or batches.
+    Each of them votes for its class with exp(cosine / temperature). A feature of every training image is kept
+    in float32, from its centre view, so a result does not depend on ranks or batches.
 
     Options:
         k: how many vote; ``top1`` and ``top5`` are of it.
@@ -62,14 +64,13 @@ class KnnHead(Head):
         """[B, T + N, D] -> [B, values of k, C] float32: shares of the vote."""
         if not len(self.bank):
             return torch.full((len(tokens), len(self.counts), self.classes), 1 / self.classes, device=tokens.device)
-        near = min(max(self.counts), len(self.bank))
-        cosine, place = (self._vector(tokens) @ self.bank.T).topk(near, dim=1)  # [B, near]
+        cosine, known = self._nearest(self._vector(tokens))
         # The largest cosine of an image is taken off, which changes no share and keeps the exponential small.
-        votes = ((cosine - cosine[:, :1]) / self.temperature).exp()
-        classes = F.one_hot(self.known[place], self.classes).to(votes.dtype)  # [B, near, C]
-        counted = (votes[..., None] * classes).cumsum(dim=1)
-        sums = torch.stack([counted[:, min(k, near) - 1] for k in self.counts], dim=1)
-        return sums / sums.sum(dim=-1, keepdim=True)
+        # In float64 the order in which a GPU adds votes up does not show.
+        votes = ((cosine - cosine[:, :1]).double() / self.temperature).exp()  # [B, near]
+        empty = votes.new_zeros(len(votes), self.classes)
+        sums = torch.stack([empty.scatter_add(1, known[:, :k], votes[:, :k]) for k in self.counts], dim=1)
+        return (sums / sums.sum(dim=-1, keepdim=True)).float()
 
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:
         shares = output[:, 0].clamp(min=1e-6)
@@ -82,6 +83,19 @@ class KnnHead(Head):
         for number, k in enumerate(self.counts[1:], start=1):
             found[f"top1_k{k}"] = accuracies(output[:, number], labels)["top1"]
         return found
+
+    def _nearest(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, D] -> cosines and classes of the nearest of the bank, [B, near] each, the nearest first."""
+        near = min(max(self.counts), len(self.bank))
+        cosine = vectors.new_empty(len(vectors), 0)
+        known = self.known.new_empty(len(vectors), 0)
+        for start in range(0, len(self.bank), CHUNK):
+            some = vectors @ self.bank[start : start + CHUNK].T  # [B, at most CHUNK]
+            found, place = some.topk(min(near, some.shape[1]), dim=1)
+            cosine, known = torch.cat([cosine, found], 1), torch.cat([known, self.known[start + place]], 1)
+            cosine, place = cosine.topk(min(near, cosine.shape[1]), dim=1)
+            known = known.gather(1, place)
+        return cosine, known
 
     def _vector(self, tokens: Tensor) -> Tensor:
         return F.normalize(pooled(tokens, self.pool, self.class_tokens).float(), dim=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -68,22 +69,28 @@ class SegmentationHead(Head):
         return each.sum(dim=(1, 2)) / (labels != IGNORED).sum(dim=(1, 2)).clamp(min=1)
 
     def metrics(self, output: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        counts = labels != IGNORED
-        truth = F.one_hot(labels.where(counts, 0), self.classes).bool() & counts[..., None]
-        guess = F.one_hot(output.argmax(dim=1), self.classes).bool() & counts[..., None]
-        return {
-            "intersection": (truth & guess).sum(dim=(1, 2)).float(),  # [B, C]
-            "union": (truth | guess).sum(dim=(1, 2)).float(),
-            "right": (truth & guess).sum(dim=(1, 2, 3)).float(),
-            "counted": counts.sum(dim=(1, 2)).float(),
-        }
+        """Pixels of each class, [B, C] each; numbers that float32 holds exactly."""
+        counts, guess = labels != IGNORED, output.argmax(dim=1)
+        both = self._pixels(guess, counts & (guess == labels))
+        truth, said = self._pixels(labels, counts), self._pixels(guess, counts)
+        return {"intersection": both, "union": truth + said - both, "truth": truth}
 
     def summary(self, means: dict[str, Tensor]) -> dict[str, float]:
-        union = means["union"].double()
-        each = means["intersection"].double() / union.clamp(min=1e-12)
-        seen = union > 0
+        """A class that is in no map and that nobody says does not count."""
+        both, union, truth = (means[name].double() for name in ("intersection", "union", "truth"))
         return {
-            **({"loss": float(means["loss"])} if "loss" in means else {}),
-            "miou": float(each[seen].mean()) if bool(seen.any()) else 0.0,
-            "pixel_accuracy": float(means["right"] / means["counted"].clamp(min=1e-12)),
+            **super().summary(means),
+            "miou": _mean(both[union > 0] / union[union > 0]),
+            "mean_accuracy": _mean(both[truth > 0] / truth[truth > 0]),
+            "pixel_accuracy": float(both.sum() / truth.sum()) if bool(truth.any()) else 0.0,
         }
+
+    def _pixels(self, classes: Tensor, where: Tensor) -> Tensor:
+        """[B, H, W] -> [B, C] float32: how many pixels are of each class."""
+        kept = where.flatten(1)
+        sums = torch.zeros(len(classes), self.classes, device=classes.device)
+        return sums.scatter_add_(1, classes.flatten(1).where(kept, 0), kept.float())
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean()) if len(values) else 0.0
