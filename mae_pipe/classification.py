@@ -119,9 +119,8 @@ class Classification(nn.Module):
 
         Both go through here because ZeRO 3 gathers weights when the root module is called.
         """
-        images = normalise(batch.pixels, self.mean, self.std)  # [B, 3, S, S]
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            tokens = self.encoder(images)  # [B, 1 + N, D]
+            tokens = self.features(batch)
         output = self.head(tokens)
         if mode == "loss":
             return self.head.loss(output, self._smoothed(batch.labels)).mean()
@@ -135,11 +134,10 @@ class Classification(nn.Module):
             self.encoder.eval()
         return self
 
-    def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """[B, T + N, D] tokens of the images that are no padding, and their labels."""
-        real = batch.numbers >= 0
+    def features(self, batch: Batch) -> Tensor:
+        """What the head is given: [B, T + N, D] tokens."""
         tokens: Tensor = self.encoder(normalise(batch.pixels, self.mean, self.std))
-        return tokens[real], batch.labels[real]
+        return tokens
 
     def _smoothed(self, labels: Tensor) -> Tensor:
         """[B] int64 as they are, or [B, C] float32 shares."""

@@ -72,7 +72,7 @@ def means(model: Model, source: Images) -> dict[str, Tensor]:
                         f"the head's metric {name!r} has shape {list(measures[name].shape)}; expected "
                         f"{[len(real), *shape]}, a value an image"
                     )
-                rows.append(measures[name][real].double().sum(dim=0).flatten())
+                rows.append(measures[name][real].sum(dim=0, dtype=torch.float64).flatten())
             sums += torch.cat(rows)
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(sums)

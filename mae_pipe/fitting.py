@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import closing
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mae_pipe import guards, launch
@@ -47,28 +49,43 @@ class Plain:
 def prepare(task: Classification, recipe: Downstream, groups: Groups, stream: Stream, folder: Run) -> None:
     """Before a first step: fit the head where it wants it, and refuse what would train to nothing.
 
-    Every rank fits and sees all images; rank 0 checks.
+    Every rank fits; rank 0 checks.
     """
     if recipe.task == "finetune" and not any(p.requires_grad for p in task.head.parameters()):
         raise RecipeError(f"the head {recipe.head.name!r} has nothing to train; use it with: mae-pipe probe")
     begun = any(folder.checkpoints.glob("step-*"))
     if task.head.fits and not (begun and groups):
-        fit(task, stream, recipe, Plain(task).device)
+        fit(task, stream, Plain(task).device)
     if groups and not begun:
         folder.on_rank_0(lambda: _check(task, recipe, groups, stream))
 
 
-def fit(task: Classification, stream: Stream, recipe: Downstream, device: torch.device) -> None:
-    """Show the head the features of all training images, in their centre view; every rank sees all of them."""
-    alone = Share(0, 1, recipe.data.micro_batch)
+def fit(task: Classification, stream: Stream, device: torch.device) -> None:
+    """Show the head the tokens of all training images, in their centre view and the order of the shards.
+
+    Each rank computes its share of them, and every rank sees all. All ranks call it.
+    """
     whole = Stream(
-        stream.shelf, recipe.data, seed=0, share=alone, training=False, rows=stream.rows, labels=stream.labels
+        stream.shelf, stream.data, seed=0, share=stream.share, training=False, rows=stream.rows, labels=stream.labels
     )
     state = task.training
     task.eval()
     with torch.no_grad(), closing(whole.once()) as batches:  # type: ignore[type-var]
-        task.head.fit(task.features(batch.to(device)) for batch in batches)
+        task.head.fit(_of_all_ranks(task, stream.share, (batch.to(device) for batch in batches)))
     task.train(state)
+
+
+def _of_all_ranks(task: Classification, share: Share, batches: Iterator[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tokens and labels without padding; one rank's at a time, so that the memory does not grow with their number."""
+    for batch in batches:
+        mine = task.features(batch).contiguous(), batch.labels, batch.numbers
+        for rank in range(share.world):
+            tokens, labels, numbers = mine if rank == share.rank else map(torch.empty_like, mine)
+            for tensor in (tokens, labels, numbers) if share.world > 1 else ():
+                dist.broadcast(tensor, rank)
+            real = numbers >= 0
+            if bool(real.any()):
+                yield tokens[real], labels[real]
 
 
 def _check(task: Classification, recipe: Downstream, groups: Groups, stream: Stream) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from mae_pipe.catalog import Catalog
@@ -81,8 +82,33 @@ def test_any_number_of_ranks_gives_the_numbers_of_a_direct_count(
 
 def test_every_rank_of_every_world_is_told_the_same_to_the_last_bit(found: dict[int, list[dict[str, Any]]]) -> None:
     values = measure.marks(torch.arange(IMAGES))
-    exact = {name: float(sum(map(Fraction, v.tolist())) / IMAGES) for name, v in values.items()}
+    exact = {name: exactly(v).tolist() for name, v in values.items()}
     assert {json.dumps(one["marks"]) for told in found.values() for one in told} == {json.dumps(exact)}
+
+
+def exactly(values: Tensor) -> Tensor:
+    """[images, ...] -> [...] float64: the mean by fractions, rounded once."""
+    columns = values.flatten(1).T.tolist() if values.dim() > 1 else [values.tolist()]
+    means = [float(sum(map(Fraction, column)) / IMAGES) for column in columns]
+    return torch.tensor(means, dtype=torch.float64).reshape(values.shape[1:])
+
+
+@torch.no_grad()
+def test_neighbours_are_the_same_on_any_number_of_ranks(shards: Path, found: dict[int, list[dict[str, Any]]]) -> None:
+    shelf = Shelf(shards, "train", Catalog())
+    task = measure.untrained("knn", k=3, others=[5]).eval()
+    vectors = []
+    for number in range(len(shelf.index)):
+        pixels = torch.from_numpy(decode.centred(decode.picture(shelf.read(number)), 16, 1.0).copy())
+        tokens = task.encoder(normalise(pixels.permute(2, 0, 1)[None], task.mean, task.std))
+        vectors.append(F.normalize(tokens[0, 1:].mean(0), dim=0))
+    bank = torch.stack(vectors)
+    for world, told in found.items():
+        for one in told:
+            assert torch.allclose(torch.tensor(one["bank"][0]), bank, atol=1e-6), world
+            assert one["bank"][1] == shelf.index.label.tolist(), world
+            assert one["neighbours"] == pytest.approx(found[1][0]["neighbours"], rel=1e-6), world
+    assert {"loss", "top1", "top5", "top1_k5"} == set(found[1][0]["neighbours"])
 
 
 def test_running_statistics_become_those_of_all_ranks(found: dict[int, list[dict[str, Any]]]) -> None:

@@ -10,6 +10,7 @@ import math
 import multiprocessing
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,7 +21,8 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.classification import Classification
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Batch, open_stream
-from mae_pipe.evaluate import agree_on_buffers, evaluate
+from mae_pipe.evaluate import agree_on_buffers, evaluate, means
+from mae_pipe.fitting import fit
 from mae_pipe.launch import Consensus
 
 DATA = recipe.Data(size=16, centre_share=1.0, workers=1)
@@ -28,10 +30,11 @@ RANKS = {1: 4, 2: 3, 3: 8}  # ranks -> images of one rank at once; with 3 x 8 th
 CLASSES = 7  # more than there are, so that top-5 is not always right
 
 
-def untrained() -> Classification:
+def untrained(name: str = "linear", **options: Any) -> Classification:
     """The same in every process."""
+    options = options or {"std": 1.0}
     return Classification.from_recipe(
-        recipe.Downstream(task="probe", data=DATA, head=recipe.Chosen(name="linear", options={"std": 1.0})),
+        recipe.Downstream(task="probe", data=DATA, head=recipe.Chosen(name=name, options=options)),
         recipe.Pretrain(data=DATA, encoder=recipe.EncoderShape(width=32, depth=1, heads=2, patch=4)),
         None,
         Catalog(),
@@ -65,25 +68,32 @@ class Marks(nn.Module):
 
 def marks(numbers: Tensor) -> dict[str, Tensor]:
     loss = torch.where(numbers < 0, math.nan, 1 / (1 + numbers))
-    return {"loss": loss, "third": (numbers % 3 == 0).float()}
+    table = loss[:, None, None] * torch.arange(6.0).reshape(2, 3)  # sums of any shape
+    return {"loss": loss, "third": (numbers % 3 == 0).float(), "table": table}
 
 
 def rank_of(shards: Path, folder: Path, rank: int, world: int) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world)
     share = Share(rank, world, RANKS[world])
     stream = open_stream(shards, "val", DATA, seed=0, share=share, catalog=Catalog(), training=False)
+    known = open_stream(shards, "train", DATA, seed=0, share=share, catalog=Catalog())
+    neighbours = untrained("knn", k=3, others=[5])
+    fit(neighbours, known, torch.device("cpu"))
     norm = nn.BatchNorm1d(2)
     assert norm.running_mean is not None
     norm.running_mean.fill_(rank)
     agree_on_buffers(norm)
     found = {
         "task": evaluate(Alone(untrained()), stream),
-        "marks": evaluate(Alone(Marks()), stream),
+        "marks": {name: mean.tolist() for name, mean in means(Alone(Marks()), stream).items()},
+        "neighbours": evaluate(Alone(neighbours), stream),
+        "bank": [neighbours.head.get_buffer(name).tolist() for name in ("bank", "known")],
         "mean": norm.running_mean.tolist(),
         "stops": stops(rank),
     }
     (folder / f"{world}.{rank}.json").write_text(json.dumps(found))
     stream.close()
+    known.close()
     dist.destroy_process_group()
 
 
