@@ -27,8 +27,16 @@ def tokenizer() -> None:
 @click.option("--split", default="train", show_default=True, help="Split of the shards to learn from.")
 @click.option("--resume", default="auto", show_default=True, help="auto, none, or the path of a checkpoint.")
 @click.option("--nproc", type=click.IntRange(min=1), help="Processes to start on this machine.")
+@click.option("--plugin", "plugins", multiple=True, type=click.Path(path_type=Path), help="A Python file with plugins.")
 def train(
-    recipe: str, shards: Path, out: Path, changes: tuple[str, ...], split: str, resume: str, nproc: int | None
+    recipe: str,
+    shards: Path,
+    out: Path,
+    changes: tuple[str, ...],
+    split: str,
+    resume: str,
+    nproc: int | None,
+    plugins: tuple[Path, ...],
 ) -> None:
     """Train a discrete autoencoder on shards.
 
@@ -46,7 +54,7 @@ def train(
 
     from mae_pipe.tokenizer.training import train_tokenizer
 
-    result = train_tokenizer(chosen, shards, out, catalog=Catalog(), split=split, resume=resume)
+    result = train_tokenizer(chosen, shards, out, catalog=Catalog(plugins), split=split, resume=resume)
     if launch.place().rank == 0:
         click.echo(
             f"{out}: PSNR {result.psnr:.2f} dB and a codebook perplexity of {result.perplexity:.1f} "
