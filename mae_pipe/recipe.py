@@ -143,13 +143,16 @@ def names() -> list[str]:
 
 
 def load(name_or_path: str, changes: Iterable[str] = (), *, task: str | None = None) -> Recipe:
-    """A built-in recipe by name, or a TOML file; then ``changes`` such as ``data.global_batch=512``."""
+    """A built-in recipe by name, or a TOML file; then ``changes`` such as ``data.global_batch=512``.
+
+    Where a change names another plugin, the options of the old one are left behind.
+    """
     text, origin = _text(name_or_path)
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"the recipe {origin} is not valid TOML: {error}") from error
-    for change in changes:
+    for change in sorted(changes, key=lambda change: not _names_a_plugin(change)):  # options come after their name
         _set(values, change)
     return parse(values, origin, task=task)
 
@@ -196,7 +199,13 @@ def _set(values: dict[str, Any], change: str) -> None:
         values = values.setdefault(table, {})
         if not isinstance(values, dict):
             raise RecipeError(f"--set {change!r}: {table!r} is a value, not a table")
+    if _names_a_plugin(change) and value != values.get(last):
+        values.pop("options", None)
     values[last] = value
+
+
+def _names_a_plugin(change: str) -> bool:
+    return change.partition("=")[0].strip() in ("mask.name", "target.name", "head.name")
 
 
 def _say(error: ValidationError, model: type[BaseModel]) -> str:

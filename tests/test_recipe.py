@@ -37,6 +37,18 @@ def test_changes_are_typed_values_on_top_of_the_file(tmp_path: Path) -> None:
     assert changed.optimizer.base_lr == 1e-3
 
 
+def test_the_options_of_a_plugin_go_with_its_name() -> None:
+    def head(*changes: str) -> recipe.Chosen:
+        loaded = recipe.load("probe", changes)
+        assert isinstance(loaded, recipe.Downstream)
+        return loaded.head
+
+    assert head().options == head("head.name=linear").options != {}
+    assert head("head.name=knn") == recipe.Chosen(name="knn")
+    for changes in (("head.name=knn", "head.options.k=3"), ("head.options.k=3", "head.name=knn")):
+        assert head(*changes) == recipe.Chosen(name="knn", options={"k": 3})
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
