@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
-from pydantic_core import PydanticCustomError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -30,7 +29,7 @@ def _one_or_two(value: Any, handler: Callable[[Any], Any]) -> Any:
     try:
         return handler(tuple(value) if isinstance(value, list) else value)
     except ValidationError:
-        raise PydanticCustomError("sides", "expected a number of pixels, or [height, width]") from None
+        raise ValueError("expected a number of pixels, or [height, width]") from None
 
 
 Sides = Annotated[Positive | tuple[Positive, Positive], WrapValidator(_one_or_two)]
