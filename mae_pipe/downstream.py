@@ -94,7 +94,7 @@ def downstream(
     folder, groups = Run(out, rank=here.rank), groups_of(task, recipe)
     prepare(task, recipe, groups, stream, folder)
     about = {"pretrained": str(run.resolve()), "from_scratch": from_scratch, "encoder_fingerprint": fingerprint}
-    about |= about_data(shards, recipe.train_split, stream.images, here.world)
+    about |= {"main": task.head.main, **about_data(shards, recipe.train_split, stream.images, here.world)}
     about |= about_plugins(catalog, shards, head=recipe.head.name)
     checkpoint = folder.begin(recipe, about, resume=resume)
     if not groups:
@@ -125,7 +125,7 @@ def downstream(
 
     def after_step(step: int) -> None:
         if step % plan.steps_of(recipe.eval_every_epochs) == 0 and step < plan.steps:
-            measure(step)
+            live.measured(task.head.main, measure(step))
 
     with Live(recipe.task, plan.steps, start=start, console=console, active=here.rank == 0) as live:
         train(

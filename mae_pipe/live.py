@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
+
+from mae_pipe.outcome import METRICS
 
 PLAIN_SECONDS = 10.0  # between lines where nobody watches: a log file, a pipe
 
@@ -34,6 +37,7 @@ class Live:
         )
         self._task = self._progress.add_task(name, total=steps, completed=start)
         self._said, self._start, self._began = -PLAIN_SECONDS, start, time.monotonic()
+        self._measured = ""
 
     def __enter__(self) -> Live:
         self._progress.start()
@@ -43,6 +47,11 @@ class Live:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+    def measured(self, name: str, metrics: Mapping[str, float]) -> None:
+        """The newest evaluation, said at the end of every line from now on."""
+        if name in metrics:
+            self._measured = f"  {METRICS.get(name, name)} {metrics[name]:.2%}"
 
     def show(
         self, step: int, *, epoch: float, loss: float, lr: float, images_per_second: float, wait_share: float
@@ -54,6 +63,7 @@ class Live:
             f"epoch {epoch:.2f}  loss {loss:.4f}  lr {lr:.2e}  {images_per_second:,.0f} images/s  "
             f"data wait {wait_share:.0%}  ETA {_clock(left)}"
         )
+        numbers += self._measured
         if self._moving:
             self._progress.update(self._task, completed=step, numbers=numbers)
         elif self.active and (elapsed - self._said >= PLAIN_SECONDS or step >= self.steps):

@@ -39,9 +39,17 @@ class Result:
 
     @property
     def margin(self) -> float:
-        """Half of the 95 % interval of ``score``, from the number of images alone (Wilson 1927)."""
+        """Half of the 95 % interval of ``score``, from the number of images alone (Wilson 1927).
+
+        For a score that is no share of images it is only what such a share would have.
+        """
         z, n, p = 1.96, max(self.images, 1), self.score
         return z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+
+    @property
+    def is_share(self) -> bool:
+        """Whether ``score`` is a share of images, so that ``margin`` can be said beside it."""
+        return self.metric not in ("mIoU", "mAP")
 
 
 def metrics(run: Path) -> tuple[list[Row], list[Row]]:
@@ -69,7 +77,7 @@ def results(run: Path) -> list[Result]:
     found = []
     for folder in sorted({run, *(path.parent for path in run.glob("*/run.json"))}):
         recipe, about = read_object(folder / "recipe.json"), read_object(folder / "run.json")
-        main = str(read_object(folder / "result.json").get("main", "top1"))
+        main = str(about.get("main", "top1"))
         rows = [row for row in metrics(folder)[1] if isinstance(row.get(main), int | float)]
         task = recipe.get("task")
         if task not in ("probe", "finetune") or not rows:

@@ -172,7 +172,7 @@ def task(name: str, labels: str) -> tuple[Tensor, Tensor]:
         ("attentive", {"heads": 4}, 60, 0.95),
         ("multilabel", {}, 100, 0.95),
         ("segmentation", {}, 60, 0.75),  # its edges are blurred: a patch of 8 pixels is the finest that it sees
-        ("segmentation", {"decoder": "upernet", "hidden": 8}, 30, 0.6),
+        ("segmentation", {"decoder": "upernet", "hidden": 16}, 30, 0.6),
     ],
 )
 def test_every_head_learns(name: str, options: dict[str, Any], steps: int, goal: float) -> None:

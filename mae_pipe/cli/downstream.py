@@ -130,7 +130,7 @@ def table_of(run: Path, result: Result) -> Table:
             Text(one.folder),
             one.name,
             str(one.labels_per_class or "all"),
-            f"{100 * one.score:.2f} % ± {100 * one.margin:.1f}",
+            f"{100 * one.score:.2f} %" + (f" ± {100 * one.margin:.1f}" if one.is_share else ""),
             "" if one.top5 is None else f"{100 * one.top5:.2f} %",
             style="bold" if one.folder == result.folder.name else "",
         )

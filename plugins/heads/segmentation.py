@@ -25,7 +25,7 @@ class SegmentationHead(Head):
 
     Options:
         decoder: "linear" or "upernet".
-        hidden: channels inside the UperNet.
+        hidden: channels inside the UperNet, a multiple of 16.
         std: of the last layer's first weights.
     """
 
@@ -46,8 +46,8 @@ class SegmentationHead(Head):
         super().__init__()
         if decoder not in ("linear", "upernet"):
             raise ValueError(f"decoder must be 'linear' or 'upernet', got {decoder!r}")
-        if hidden < 8 or hidden % 8:
-            raise ValueError(f"hidden must be a multiple of 8, got {hidden}")
+        if hidden < 16 or hidden % 16:
+            raise ValueError(f"hidden must be a multiple of 16, got {hidden}")
         self.view, self.class_tokens, self.classes = view, class_tokens, classes
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.decoder: nn.Module = nn.Identity() if decoder == "linear" else Upernet(width, hidden)

@@ -9,11 +9,11 @@ from torch.nn import functional as F
 POOLS = (1, 2, 3, 6)  # sides of the pooled maps (PSPNet, Zhao et al. 2017)
 
 
-def _convolution(channels_in: int, channels_out: int, side: int) -> nn.Sequential:
+def _convolution(channels_in: int, channels_out: int, side: int, groups: int = 8) -> nn.Sequential:
     """Group norm: unlike batch norm it does not depend on the other images, nor on the number of ranks."""
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, side, padding=side // 2, bias=False),
-        nn.GroupNorm(8, channels_out),
+        nn.GroupNorm(groups, channels_out),
         nn.ReLU(),
     )
 
@@ -36,7 +36,8 @@ class Upernet(nn.Module):
                 nn.Conv2d(width, hidden, 3, stride=2, padding=1),
             ]
         )
-        self.pools = nn.ModuleList(_convolution(hidden, hidden, 1) for _ in POOLS)
+        # A pooled map may be one pixel, of which small groups would leave nothing: one group of all channels.
+        self.pools = nn.ModuleList(_convolution(hidden, hidden, 1, groups=1) for _ in POOLS)
         self.context = _convolution(hidden * (1 + len(POOLS)), hidden, 3)
         self.sides = nn.ModuleList(_convolution(hidden, hidden, 1) for _ in range(3))
         self.smooth = nn.ModuleList(_convolution(hidden, hidden, 3) for _ in range(3))
