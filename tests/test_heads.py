@@ -34,6 +34,37 @@ def test_the_linear_head_keeps_the_contract_with_every_option(options: dict[str,
     check_head(head_of("linear", **options), width=16, classes=10)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("linear", {"layer_norm": True}),
+        ("attentive", {"heads": 2, "queries": 3}),
+        ("multilabel", {"pool": "token", "bins": 50}),
+        ("knn", {"pool": "token", "k": 1}),
+        ("segmentation", {"decoder": "upernet", "hidden": 16}),
+    ],
+)
+def test_the_other_heads_keep_the_contract_with_other_options(name: str, options: dict[str, Any]) -> None:
+    check_head(head_of(name, **options), width=16, classes=10)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("attentive", {"heads": 3}, "heads must divide the width 16"),
+        ("attentive", {"heads": -4}, "heads must divide the width 16"),
+        ("knn", {"k": 0}, "k must be at least 1"),
+        ("knn", {"temperature": 0.0}, "temperature above 0"),
+        ("multilabel", {"bins": 1}, "bins must be at least 2, got 1"),
+        ("segmentation", {"decoder": "upernet", "hidden": 24}, "hidden must be a multiple of 16, got 24"),
+        ("linear", {"batch_norm": True, "layer_norm": True}, "one norm is enough"),
+    ],
+)
+def test_options_that_cannot_be_are_a_sentence(name: str, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(PluginError, match=says):
+        head_of(name, **options)
+
+
 @pytest.mark.parametrize("name", ["linear", "mlp"])
 def test_pool_says_which_tokens_are_classified(name: str) -> None:
     tokens = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(0))

@@ -116,24 +116,32 @@ def test_an_engine_in_bfloat16_does_not_round_the_codebook() -> None:
 
 def test_gumbel_mixes_in_training_and_picks_outside_it() -> None:
     torch.manual_seed(3)
-    quantizer = GumbelQuantizer(12, 8, divergence=0.5)
-    logits = maps(5, 12)
-    cold, tokens, loss = quantizer.train()(logits, 1e-3)
-    chosen = (cold.permute(0, 2, 3, 1)[..., None, :] - quantizer.codes.weight).norm(dim=-1).min(-1).values
+    quantizer, found = GumbelQuantizer(12, 8, divergence=0.5), maps(5)
+    codes = F.normalize(quantizer.codes.detach().double(), dim=1)
+    logits = 10 * torch.einsum("bdhw,kd->bkhw", F.normalize(found.double(), dim=1), codes)
+    cold, tokens, loss = quantizer.train()(found, 1e-3)
+    chosen = (cold.double().permute(0, 2, 3, 1)[..., None, :] - codes).norm(dim=-1).min(-1).values
     assert chosen.median() < 1e-3  # nearly one code each, not always the likeliest
-    share = logits.double().softmax(1)
+    share = logits.softmax(1)
     divergence = (share * (share * 12).log()).sum(1).mean()
     assert loss.item() == pytest.approx(0.5 * divergence.item(), rel=1e-5)
-    picked, _, _ = quantizer.eval()(logits, 1.0)
+    picked, again, _ = quantizer.eval()(found, 1.0)
     assert torch.equal(tokens, logits.argmax(1))
-    assert torch.allclose(picked, quantizer.look_up(tokens), atol=1e-6)
-    often = torch.zeros(12)
-    flat = torch.log(torch.tensor([0.5, 0.3, 0.2] + [1e-9] * 9))[None, :, None, None].expand(1, 12, 100, 100)
-    codes = quantizer.codes.weight.detach()
-    mixed, _, _ = quantizer.train()(flat, 1e-4)
-    near = (mixed.permute(0, 2, 3, 1).reshape(-1, 1, 8) - codes).norm(dim=-1).argmin(1)
-    often += torch.bincount(near, minlength=12) / len(near)
-    assert (often[:3] - torch.tensor([0.5, 0.3, 0.2])).abs().max() < 0.03
+    assert torch.equal(again, quantizer.tokens(found))
+    assert torch.allclose(picked.double(), codes[tokens].permute(0, 3, 1, 2), atol=1e-6)
+
+
+def test_gumbel_draws_each_code_as_often_as_it_is_likely() -> None:
+    torch.manual_seed(3)
+    quantizer = GumbelQuantizer(12, 8).train()
+    one = torch.randn(1, 8, 1, 1)
+    likely = (10 * F.cosine_similarity(one[0, :, 0, 0], quantizer.codes.detach())).softmax(0)
+    mixed, _, _ = quantizer(one.expand(1, 8, 150, 150), 1e-4)
+    codes = F.normalize(quantizer.codes.detach(), dim=1)
+    drawn = torch.cdist(mixed.permute(0, 2, 3, 1).reshape(-1, 8), codes).argmin(1)
+    often = torch.bincount(drawn, minlength=12) / len(drawn)
+    assert likely.max() < 0.9
+    assert (often - likely).abs().max() < 0.015
 
 
 @pytest.fixture(scope="module")

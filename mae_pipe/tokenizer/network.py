@@ -55,7 +55,8 @@ class DiscreteVae(nn.Module):
         for wide, wider in pairwise(widths):
             down += [nn.Conv2d(wide, wider, 4, stride=2, padding=1)]
             down += [Residual(wider) for _ in range(shape.blocks)]
-        down += [nn.GroupNorm(math.gcd(8, widths[-1]), widths[-1]), nn.SiLU()]
+        # No activation before the last layer: a common mean would turn all vectors the same way.
+        down += [nn.GroupNorm(math.gcd(8, widths[-1]), widths[-1])]
         down += [nn.Conv2d(widths[-1], self.quantizer.channels_in, 1)]
         self.encoder = nn.Sequential(*down)
         up: list[nn.Module] = [nn.Conv2d(self.quantizer.channels_out, widths[-1], 1)]

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from mae_pipe.precision import keep_float32
 
+SHARPNESS = 10.0  # of the Gumbel-softmax, to begin with: what a cosine of 1 weighs
+
 
 class Quantizer(nn.Module, ABC):
     """What stands between encoder and decoder.
@@ -133,6 +135,10 @@ class VectorQuantizer(Quantizer):
 class GumbelQuantizer(Quantizer):
     """A sample of a softmax over the codes, relaxed in training (Jang et al. 2017; DALL-E, Ramesh et al. 2021).
 
+    DALL-E's encoder gives a number for each code. Here they are cosines with the codes that the decoder sees,
+    times a learned factor: from the first step on, a code is likely where it would fit. (Perplexity of 512 codes
+    after 90 steps on Imagenette: 4 with free numbers, 33 with cosines.)
+
     Args:
         size: of the codebook.
         width: numbers a code.
@@ -141,27 +147,34 @@ class GumbelQuantizer(Quantizer):
 
     def __init__(self, size: int, width: int, *, divergence: float = 1e-3) -> None:
         super().__init__()
-        self.channels_in, self.channels_out, self.divergence = size, width, divergence
-        self.codes = nn.Embedding(size, width)
+        self.channels_in = self.channels_out = width
+        self.divergence = divergence
+        self.codes = nn.Parameter(torch.randn(size, width))  # of any length: only directions count
+        self.sharpness = nn.Parameter(torch.full((1,), math.log(SHARPNESS)))  # of its exponential
 
     def forward(self, maps: Tensor, temperature: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
-        logits = maps.float()  # [B, K, h, w]
-        if self.training:
-            noise = -torch.empty_like(logits).exponential_().log()
-            soft = ((logits + noise) / temperature).softmax(dim=1)
-        else:
-            soft = F.one_hot(logits.argmax(dim=1), logits.shape[1]).permute(0, 3, 1, 2).to(logits.dtype)
-        mixed = torch.einsum("bkhw,kd->bdhw", soft.to(self.codes.weight.dtype), self.codes.weight)
+        logits = self._logits(maps)  # [B, K, h, w]
+        tokens = logits.argmax(dim=1)
         share = F.log_softmax(logits, dim=1)
         loss = (share.exp() * (share + math.log(logits.shape[1]))).sum(dim=1).mean()
-        return mixed, logits.argmax(dim=1), self.divergence * loss
+        if not self.training:
+            return self.look_up(tokens), tokens, self.divergence * loss
+        noise = -torch.empty_like(logits).exponential_().log()
+        soft = ((logits + noise) / temperature).softmax(dim=1)
+        return torch.einsum("bkhw,kd->bdhw", soft, self._directions()), tokens, self.divergence * loss
 
     def tokens(self, maps: Tensor) -> Tensor:
-        return maps.argmax(dim=1)
+        return self._logits(maps).argmax(dim=1)
 
     def look_up(self, tokens: Tensor) -> Tensor:
-        found: Tensor = self.codes(tokens)
-        return found.permute(0, 3, 1, 2)
+        return self._directions()[tokens].permute(0, 3, 1, 2)
+
+    def _directions(self) -> Tensor:
+        return F.normalize(self.codes.float(), dim=1)
+
+    def _logits(self, maps: Tensor) -> Tensor:
+        cosines = torch.einsum("bdhw,kd->bkhw", F.normalize(maps.float(), dim=1), self._directions())
+        return self.sharpness.float().exp() * cosines
 
 
 def _drawn(many: int, wanted: int) -> Tensor:
