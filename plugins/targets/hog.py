@@ -47,9 +47,10 @@ class HogTarget(Target):
 
     def truth(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
-            histograms = self._histograms(
-                (self.view.colours(images) * 255).round()
-            )  # [B, ch, o, rows * cells, cols * cells]
+            # On a CPU one image after the other, which its caches hold.
+            parts = torch.split(images, 1) if images.device.type == "cpu" else (images,)
+            found = [self._histograms((self.view.colours(part) * 255).round()) for part in parts]
+            histograms = torch.cat(found)  # [B, ch, o, rows * cells, cols * cells]
         batch, grid, cells = len(images), self.view.grid, self.cells
         split = histograms.reshape(batch, -1, grid.rows, cells, grid.cols, cells)
         return split.permute(0, 2, 4, 3, 5, 1).reshape(batch, grid.size, self.width)
@@ -82,12 +83,12 @@ class HogTarget(Target):
         # Into the upper half plane, then count the edges of bins that lie before: no arc tangent, no rounding at 0.
         turn = torch.where((down < 0) | ((down == 0) & (across < 0)), -1.0, 1.0)
         down, across = down * turn, across * turn
-        bins = torch.zeros_like(down, dtype=torch.int64)
+        pool = torch.nn.functional.avg_pool2d
+        beyond = [pool(magnitude, self.cell)]  # of all orientations, then of those from each edge on
         for sine, cosine in self.edges.T:
-            bins += down * cosine - across * sine >= 0
-        spread = torch.zeros(*down.shape[:2], self.orientations, *down.shape[2:], device=down.device)
-        spread.scatter_(2, bins[:, :, None], magnitude[:, :, None])
-        means = torch.nn.functional.avg_pool2d(spread.flatten(0, 1), self.cell)  # [B ch, o, ...]
+            beyond.append(pool(torch.where(down * cosine >= across * sine, magnitude, 0.0), self.cell))
+        totals = torch.stack(beyond, dim=2).flatten(0, 1)  # [B ch, o, ...]
+        means = totals - torch.cat([totals[:, 1:], torch.zeros_like(totals[:, :1])], dim=1)
         means = means / (means.square().sum(dim=1, keepdim=True) + 1e-10).sqrt()
         return means.reshape(len(colours), -1, *means.shape[1:])
 
