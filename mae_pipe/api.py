@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from mae_pipe.contracts import MaskSampler as MaskSampler
     from mae_pipe.contracts import Target as Target
     from mae_pipe.contracts import View as View
+    from mae_pipe.data.batch import Batch as Batch
     from mae_pipe.data.sample import Placed as Placed
     from mae_pipe.data.sample import Sample as Sample
     from mae_pipe.data.sample import ShardFormat as ShardFormat
     from mae_pipe.data.sample import ShardReader as ShardReader
-    from mae_pipe.data.stream import Batch as Batch
     from mae_pipe.errors import DataError as DataError
     from mae_pipe.errors import MaePipeError as MaePipeError
     from mae_pipe.errors import PluginError as PluginError
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 VERSION = (1, 0)
 
 _HOME = {
-    "Batch": "mae_pipe.data.stream",
+    "Batch": "mae_pipe.data.batch",
     "Catalog": "mae_pipe.catalog",
     "DataError": "mae_pipe.errors",
     "Grid": "mae_pipe.contracts",

@@ -24,7 +24,7 @@ from mae_pipe.seeding import key
 from mae_pipe.tasks import view_of
 
 if TYPE_CHECKING:
-    from mae_pipe.data.stream import Batch
+    from mae_pipe.data.batch import Batch
 
 WEIGHTS = "encoder.safetensors"
 UNTRAINED = "untrained"  # in place of a fingerprint of weights

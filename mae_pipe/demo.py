@@ -19,8 +19,9 @@ from rich.table import Table
 from mae_pipe import digits, launch, outcome, report, study
 from mae_pipe import recipe as recipes
 from mae_pipe.catalog import Catalog
+from mae_pipe.data.index import SampleIndex
 from mae_pipe.data.manifest import NAME as MANIFEST
-from mae_pipe.data.manifest import Manifest, SampleIndex
+from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.scan import SPLITS
 from mae_pipe.disk import write_whole, writing
 from mae_pipe.errors import DataError, PluginError, RunError, TrainingError

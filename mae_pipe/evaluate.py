@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mae_pipe.data.stream import Batch
+from mae_pipe.data.batch import Batch
 from mae_pipe.errors import PluginError
 
 Summary = Callable[[dict[str, Tensor]], dict[str, float]]

@@ -12,8 +12,9 @@ from torch import Tensor
 from mae_pipe import guards, launch
 from mae_pipe.classification import Classification
 from mae_pipe.contracts import Head
+from mae_pipe.data.batch import Batch
 from mae_pipe.data.order import Share
-from mae_pipe.data.stream import Batch, Stream
+from mae_pipe.data.stream import Stream
 from mae_pipe.errors import RecipeError
 from mae_pipe.evaluate import Summary
 from mae_pipe.optim import Groups

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mae_pipe.data.stream import Batch
+from mae_pipe.data.batch import Batch
 from mae_pipe.errors import TrainingError
 from mae_pipe.masking import Mask
 from mae_pipe.patches import patchify, unpatchify

@@ -10,8 +10,9 @@ import torch
 from mae_pipe import guards, runs
 from mae_pipe import recipe as recipes
 from mae_pipe.catalog import Catalog
+from mae_pipe.data.batch import Batch
 from mae_pipe.data.order import Share
-from mae_pipe.data.stream import Batch, open_stream
+from mae_pipe.data.stream import open_stream
 from mae_pipe.errors import RecipeError
 from mae_pipe.pretraining import crops
 from mae_pipe.recipe import Pretrain

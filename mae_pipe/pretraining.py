@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mae_pipe import guards, launch
 from mae_pipe.catalog import Catalog
+from mae_pipe.data.batch import Batch
 from mae_pipe.data.order import Share
-from mae_pipe.data.stream import Batch, Stream, open_stream
+from mae_pipe.data.stream import Stream, open_stream
 from mae_pipe.engine import Engine
 from mae_pipe.journal import Journal
 from mae_pipe.live import Live

@@ -16,12 +16,13 @@ from mae_pipe import pictures, runs
 from mae_pipe.catalog import Catalog
 from mae_pipe.data import decode
 from mae_pipe.data.admit import Wishes, admit
+from mae_pipe.data.batch import Batch
 from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.order import Share
 from mae_pipe.data.refusal import Refusal
 from mae_pipe.data.sample import Stored
 from mae_pipe.data.shelf import Shelf
-from mae_pipe.data.stream import Batch, Stream
+from mae_pipe.data.stream import Stream
 from mae_pipe.errors import DataError, RunError
 from mae_pipe.pixels import pixels_of
 from mae_pipe.recipe import Data, Pretrain, parse

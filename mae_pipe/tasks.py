@@ -19,7 +19,7 @@ from mae_pipe.rng import Rng
 from mae_pipe.seeding import key
 
 if TYPE_CHECKING:
-    from mae_pipe.data.stream import Batch
+    from mae_pipe.data.batch import Batch
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from mae_pipe.data.stream import Batch
+from mae_pipe.data.batch import Batch
 from mae_pipe.engine import Engine
 from mae_pipe.errors import Stopped, TrainingError
 from mae_pipe.journal import Journal

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from mae_pipe.catalog import Catalog
-from mae_pipe.data.manifest import Manifest, SampleIndex, Shard, Split
+from mae_pipe.data.index import SampleIndex
+from mae_pipe.data.manifest import Manifest, Shard, Split
 from mae_pipe.data.parts import sha256_of
 from mae_pipe.data.sample import ENCODINGS, ShardFormat, ShardReader
 from mae_pipe.errors import DataError, MaePipeError, PluginError

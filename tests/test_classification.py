@@ -12,7 +12,7 @@ from torch import Tensor
 from mae_pipe import recipe
 from mae_pipe.catalog import Catalog
 from mae_pipe.classification import Classification, read_weights
-from mae_pipe.data.stream import Batch
+from mae_pipe.data.batch import Batch
 from mae_pipe.errors import RunError
 from mae_pipe.positions import sincos_positions
 from mae_pipe.tasks import Pretraining

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mae_pipe import evaluate as module
+from mae_pipe.data.batch import Batch
 from mae_pipe.data.order import Share
-from mae_pipe.data.stream import Batch
 from mae_pipe.errors import PluginError
 from mae_pipe.evaluate import agree_on_buffers, evaluate
 

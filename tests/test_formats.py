@@ -20,7 +20,8 @@ from PIL import Image
 
 from mae_pipe.catalog import Catalog
 from mae_pipe.data import decode
-from mae_pipe.data.manifest import Manifest, SampleIndex
+from mae_pipe.data.index import SampleIndex
+from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.sample import ENCODINGS, Placed, Sample, ShardFormat, Stored
 from mae_pipe.errors import DataError, PluginError
 from mae_pipe.sharding import build

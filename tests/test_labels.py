@@ -18,7 +18,8 @@ from mae_pipe import recipe
 from mae_pipe.catalog import Catalog
 from mae_pipe.cli import _group
 from mae_pipe.data import labels as tables
-from mae_pipe.data.manifest import Manifest, SampleIndex
+from mae_pipe.data.index import SampleIndex
+from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.order import Share
 from mae_pipe.data.scan import scan
 from mae_pipe.data.shelf import Shelf

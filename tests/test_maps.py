@@ -19,12 +19,13 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.cli import _group
 from mae_pipe.data import decode
 from mae_pipe.data.admit import ORIENTATION
+from mae_pipe.data.batch import Batch
 from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.maps import admit_map
 from mae_pipe.data.order import Share
 from mae_pipe.data.refusal import Refusal
 from mae_pipe.data.shelf import Shelf
-from mae_pipe.data.stream import Batch, Stream, open_stream
+from mae_pipe.data.stream import Stream, open_stream
 from mae_pipe.errors import DataError, PluginError
 from mae_pipe.sharding import build
 from mae_pipe.verifying import verify

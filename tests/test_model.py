@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mae_pipe.autoencoder import Encoder, build_encoder, choose_attention
 from mae_pipe.catalog import Catalog
 from mae_pipe.contracts import Grid, MaskSampler
-from mae_pipe.data.stream import Batch
+from mae_pipe.data.batch import Batch
 from mae_pipe.errors import MaePipeError, PluginError, RecipeError, RunError
 from mae_pipe.interop import from_official, to_official, to_timm
 from mae_pipe.masking import Mask

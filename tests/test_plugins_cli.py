@@ -265,7 +265,7 @@ try:
 except MaePipeError as error:
     print(error, file=sys.stderr)
     sys.exit(error.exit_code)
-from mae_pipe.data.stream import Batch
+from mae_pipe.data.batch import Batch
 numbers = torch.arange(2)
 loss = task(Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), numbers, numbers, numbers))
 print(type(task.sampler).__name__, bool(loss.isfinite()))

@@ -21,7 +21,8 @@ from PIL import Image
 
 from mae_pipe.catalog import Catalog
 from mae_pipe.cli import _group
-from mae_pipe.data.manifest import Manifest, SampleIndex
+from mae_pipe.data.index import SampleIndex
+from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.scan import scan
 from mae_pipe.errors import DataError, DiskError, MaePipeError
 from mae_pipe.sharding import build

@@ -13,8 +13,9 @@ from PIL import Image
 
 from mae_pipe import recipe
 from mae_pipe.catalog import Catalog
+from mae_pipe.data.batch import Batch
 from mae_pipe.data.order import Share
-from mae_pipe.data.stream import Batch, Stream, open_stream
+from mae_pipe.data.stream import Stream, open_stream
 from mae_pipe.errors import DataError
 from mae_pipe.sharding import build
 

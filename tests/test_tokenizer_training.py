@@ -19,8 +19,9 @@ from torch import Tensor
 from mae_pipe import recipe
 from mae_pipe.catalog import Catalog
 from mae_pipe.cli.tokenizer import tokenizer as command
+from mae_pipe.data.batch import Batch
 from mae_pipe.data.order import Share
-from mae_pipe.data.stream import Batch, open_stream
+from mae_pipe.data.stream import open_stream
 from mae_pipe.errors import RecipeError, RunError
 from mae_pipe.pretraining import pretrain
 from mae_pipe.sharding import build

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from mae_pipe import recipe
+from mae_pipe.data.batch import Batch
 from mae_pipe.data.order import Share
-from mae_pipe.data.stream import Batch
 from mae_pipe.engine import Engine
 from mae_pipe.errors import Stopped, TrainingError
 from mae_pipe.journal import Journal

@@ -20,7 +20,7 @@ from torch import Tensor
 from mae_pipe.autoencoder import choose_attention
 from mae_pipe.catalog import Catalog
 from mae_pipe.contracts import MaskSampler, Target
-from mae_pipe.data.stream import Batch
+from mae_pipe.data.batch import Batch
 from mae_pipe.errors import PluginError
 from mae_pipe.masking import Mask
 from mae_pipe.recipe import Pretrain, TargetChoice

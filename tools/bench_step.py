@@ -28,7 +28,7 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from mae_pipe.autoencoder import choose_attention
 from mae_pipe.catalog import Catalog
-from mae_pipe.data.stream import Batch
+from mae_pipe.data.batch import Batch
 from mae_pipe.recipe import Pretrain
 from mae_pipe.tasks import Pretraining
 

@@ -12,8 +12,9 @@ import numpy as np
 
 from mae_pipe import __version__
 from mae_pipe.data import parts, record
+from mae_pipe.data.index import SampleIndex
 from mae_pipe.data.listing import Listing
-from mae_pipe.data.manifest import NAME, VERSION, Manifest, SampleIndex, Shard, Split, Statistics
+from mae_pipe.data.manifest import NAME, VERSION, Manifest, Shard, Split, Statistics
 from mae_pipe.data.place import INFO, numbers
 from mae_pipe.data.plan import Plan
 from mae_pipe.data.scan import Source

@@ -22,8 +22,9 @@ import numpy as np
 from mae_pipe.catalog import Catalog
 from mae_pipe.data import record
 from mae_pipe.data.admit import BYTES, Admitted, Sums, admit
+from mae_pipe.data.index import SampleIndex
 from mae_pipe.data.listing import printable
-from mae_pipe.data.manifest import Refused, SampleIndex, Shard
+from mae_pipe.data.manifest import Refused, Shard
 from mae_pipe.data.maps import AdmittedMap, admit_map
 from mae_pipe.data.plan import File, Plan, Run, fingerprint
 from mae_pipe.data.record import Part

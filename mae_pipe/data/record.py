@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mae_pipe.data.admit import Sums
-from mae_pipe.data.manifest import Refused, SampleIndex, Shard
+from mae_pipe.data.index import SampleIndex
+from mae_pipe.data.manifest import Refused, Shard
 
 FOLDER = ".parts"
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from mae_pipe.catalog import Catalog
-from mae_pipe.data.manifest import Labels, Manifest, SampleIndex
+from mae_pipe.data.index import SampleIndex
+from mae_pipe.data.manifest import Labels, Manifest
 from mae_pipe.data.sample import Placed, ShardFormat, ShardReader, Stored
 from mae_pipe.errors import DataError
 from mae_pipe.wording import counted

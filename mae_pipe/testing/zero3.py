@@ -137,7 +137,7 @@ def _steps(
 
 def _pretraining(subject: Subject) -> tuple[recipe.Recipe, Callable[[], nn.Module], Any]:
     """A tiny autoencoder with a mask sampler or a target."""
-    from mae_pipe.data.stream import Batch
+    from mae_pipe.data.batch import Batch
     from mae_pipe.tasks import Pretraining
     from mae_pipe.testing import targets
 

@@ -7,7 +7,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, nn
 
-from mae_pipe.data.stream import Batch
+from mae_pipe.data.batch import Batch
 from mae_pipe.pixels import Channels
 from mae_pipe.recipe import Tokenizer
 from mae_pipe.seeding import key

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from mae_pipe import recipe
 from mae_pipe.catalog import Catalog
 from mae_pipe.classification import Classification
+from mae_pipe.data.batch import Batch
 from mae_pipe.data.order import Share
-from mae_pipe.data.stream import Batch, open_stream
+from mae_pipe.data.stream import open_stream
 from mae_pipe.evaluate import agree_on_buffers, evaluate, means
 from mae_pipe.fitting import fit
 from mae_pipe.launch import Consensus

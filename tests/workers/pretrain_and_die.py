@@ -15,7 +15,7 @@ import torch
 
 from mae_pipe import recipe
 from mae_pipe.catalog import Catalog
-from mae_pipe.data.stream import Batch
+from mae_pipe.data.batch import Batch
 from mae_pipe.masking import Mask
 from mae_pipe.pretraining import pretrain
 from mae_pipe.rng import Rng

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from mae_pipe import recipe
 from mae_pipe.catalog import Catalog
+from mae_pipe.data.batch import Batch
 from mae_pipe.data.order import Share
-from mae_pipe.data.stream import Batch, open_stream
+from mae_pipe.data.stream import open_stream
 from mae_pipe.tokenizer.quantize import VectorQuantizer
 from mae_pipe.tokenizer.task import Tokenizing
 from mae_pipe.tokenizer.training import evaluate

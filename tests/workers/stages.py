@@ -13,8 +13,8 @@ import torch.distributed as dist
 
 from mae_pipe import launch, recipe
 from mae_pipe.catalog import Catalog
+from mae_pipe.data.batch import Batch
 from mae_pipe.data.order import Share
-from mae_pipe.data.stream import Batch
 from mae_pipe.engine import Engine
 from mae_pipe.journal import Journal
 from mae_pipe.live import Live

@@ -1,0 +1,47 @@
+"""Batches are filled ahead of their use, by threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from mae_pipe.data.batch import Batch
+from mae_pipe.data.fill import Filler, Numbers
+
+AHEAD = 3  # batches under way while the newest is used
+
+
+def run(plan: Iterator[tuple[Numbers, Numbers]], filler: Filler, workers: int) -> Iterator[Batch]:
+    """Fill the batches of a plan (rows, positions) in its order, ``AHEAD`` of them under way in ``workers`` threads."""
+    if workers == 0:
+        for numbers, positions in plan:
+            batch, fill = filler.prepare(numbers, positions)
+            fill(range(len(numbers)))
+            yield batch
+        return
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as threads:
+        under_way: deque[tuple[Batch, list[Future[None]]]] = deque()
+
+        def begin() -> bool:
+            step = next(plan, None)
+            if step is None:
+                return False
+            batch, fill = filler.prepare(*step)
+            chunks = np.array_split(np.arange(len(step[0])), min(workers, len(step[0])))
+            under_way.append((batch, [threads.submit(fill, chunk.tolist()) for chunk in chunks]))
+            return True
+
+        try:
+            while len(under_way) < AHEAD and begin():
+                pass
+            while under_way:
+                batch, parts = under_way.popleft()
+                for part in parts:
+                    part.result()
+                begin()
+                yield batch
+        finally:
+            threads.shutdown(wait=True, cancel_futures=True)

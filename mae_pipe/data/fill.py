@@ -1,0 +1,103 @@
+"""A batch is filled: read, decoded, cropped, resized, and its labels with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mae_pipe import recipe, seeding
+from mae_pipe.data import crops, decode, jitter
+from mae_pipe.data.batch import IGNORE, Batch
+from mae_pipe.data.manifest import Labels
+from mae_pipe.data.shelf import Shelf
+
+Numbers = NDArray[np.int64]
+
+
+class Filler:
+    """Makes the batch of given index rows at given positions; how an image is cut depends on its position alone.
+
+    Args:
+        shelf: the images.
+        data: crop, flip, jitter and size.
+        seed: of the run.
+        training: augmented; else the centre view.
+        labels: which of a ``Batch``'s labels are wanted.
+    """
+
+    def __init__(self, shelf: Shelf, data: recipe.Data, *, seed: int, training: bool, labels: Labels) -> None:
+        self._shelf, self._data, self._kind = shelf, data, labels
+        self._crop = data.crop if training else "none"
+        self._flip = data.flip if self._crop != "none" else 0.0
+        self._jitter = data.jitter if self._crop != "none" else (0.0, 0.0, 0.0, 0.0)
+        self._classes = len(shelf.manifest.classes_of(labels))
+        self._filter = decode.FILTERS[data.interpolation]
+        self._crop_key, self._flip_key, self._jitter_key = (
+            seeding.key(seed, name) for name in ("crop", "flip", "jitter")
+        )
+        self._pin = torch.cuda.is_available()
+
+    def prepare(self, numbers: Numbers, positions: Numbers) -> tuple[Batch, Callable[[Iterable[int]], None]]:
+        """An empty batch, and the function that fills given places of it."""
+        shape = len(numbers), self._data.channels, *self._data.sides
+        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin)
+        labels = self._labels(numbers)
+        batch = Batch(pixels, labels, torch.from_numpy(numbers.astype(np.int64)), torch.from_numpy(positions))
+        cuts = self._cuts(numbers, positions)
+        order, factors = jitter.draw(self._jitter_key, positions, self._jitter)
+        jittered = any(self._jitter)
+        view, maps = pixels.numpy(), labels.numpy() if self._kind == "map" else None
+
+        def fill(places: Iterable[int]) -> None:
+            for place in places:
+                number = int(numbers[place])
+                if number < 0:
+                    view[place] = 0
+                    continue
+                image = decode.picture(self._shelf.read(number), self._data.channels)
+                seen = decode.view(image, cuts[place], self._data.sides, self._filter)
+                if jittered:
+                    seen = jitter.jittered(seen, order[place], factors[place], self._jitter)
+                view[place] = seen.transpose(2, 0, 1)
+                if maps is not None:
+                    map_ = decode.map_of(self._shelf.read_map(number))
+                    maps[place] = decode.view(map_, cuts[place], self._data.sides, decode.FILTERS["nearest"])[..., 0]
+
+        return batch, fill
+
+    def _labels(self, numbers: Numbers) -> Tensor:
+        """Those of ``Batch``; maps are filled in later."""
+        index = self._shelf.index
+        if self._kind == "class":
+            return torch.from_numpy(np.where(numbers < 0, -1, index.label[numbers]).astype(np.int64))
+        if self._kind == "map":
+            return torch.full((len(numbers), *self._data.sides), IGNORE, dtype=torch.int64, pin_memory=self._pin)
+        several = torch.zeros(len(numbers), self._classes)
+        for place, number in enumerate(numbers.tolist()):
+            if number >= 0:
+                several[place, index.labels(number).astype(np.int64)] = 1.0
+        return several
+
+    def _cuts(self, numbers: Numbers, positions: Numbers) -> list[crops.Cut]:
+        """How each image of a batch is cropped and mirrored."""
+        data, widths, heights = self._data, self._shelf.index.width[numbers], self._shelf.index.height[numbers]
+        mirrored = crops.flips(self._flip_key, positions, self._flip).tolist()
+        if self._crop == "random":
+            boxes = crops.random_boxes(
+                self._crop_key, positions, widths, heights, data.crop_scale, data.crop_ratio
+            ).tolist()
+            return [crops.Cut((*box,), None, flip) for box, flip in zip(boxes, mirrored, strict=True)]
+        sizes = list(zip(widths.tolist(), heights.tolist(), strict=True))
+        if self._crop == "fixed":
+            draws = seeding.uniforms(self._crop_key, positions, 2).tolist()
+            cuts = [
+                crops.fixed(w, h, data.sides, data.crop_share, (across, down))
+                for (w, h), (across, down) in zip(sizes, draws, strict=True)
+            ]
+        else:
+            cuts = [crops.centre(w, h, data.sides, data.centre_share) for w, h in sizes]
+        return [cut._replace(mirrored=flip) for cut, flip in zip(cuts, mirrored, strict=True)]
