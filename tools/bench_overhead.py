@@ -69,6 +69,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, help="of PyTorch on the CPU; default: its own choice")
+    parser.add_argument("--tokenizer", default="", metavar="FOLDER", help="also the target dvae, with this tokenizer")
+    parser.add_argument("--teacher", default="", metavar="NAME", help="also the target feature, with this timm model")
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -88,12 +90,17 @@ def main() -> None:
         task(batch).backward()
         task.zero_grad(set_to_none=True)
 
+    needs = {}  # options of the targets that are networks themselves
+    if options.tokenizer:
+        needs["dvae"] = {"tokenizer": options.tokenizer}
+    if options.teacher:
+        needs["feature"] = {"teacher": options.teacher, "weights": "none"}
     works: dict[str, Work] = {}
     for name in catalog.names("mask"):
         works[f"mask {name}"] = sampler_work(catalog.build("mask", name, {}), images, task)
     for name in catalog.names("target"):
         try:
-            target: Target = catalog.build("target", name, {}, view=view).to(device)
+            target: Target = catalog.build("target", name, needs.get(name, {}), view=view).to(device)
         except PluginError as error:  # it needs a file: a tokenizer, a teacher
             print(f"left out: {error}")
             continue
