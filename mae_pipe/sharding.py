@@ -15,7 +15,7 @@ import PIL
 
 from mae_pipe.catalog import Catalog
 from mae_pipe.data import labels as tables
-from mae_pipe.data import record
+from mae_pipe.data import record, region
 from mae_pipe.data.admit import Wishes
 from mae_pipe.data.crew import make_all
 from mae_pipe.data.listing import Listing
@@ -50,6 +50,7 @@ def build(
     labels: Path | None = None,
     maps: Path | None = None,
     class_names: Path | None = None,
+    marks: bool = True,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -68,6 +69,7 @@ def build(
         labels: a table of every image's classes (``labels.read``); folders are then no classes.
         maps: a folder with a map for every image: the same path below it, ending in .png (``maps.admit_map``).
         class_names: a file of the names of the maps' classes, or without maps of the table's, in their order.
+        marks: note where the rows of blocks of JPEGs begin (``marks.py``), if this machine can.
         overwrite: replace what earlier builds left in ``out``; without it, new splits may join them.
     """
     writer: ShardFormat = catalog.build("shards", format, {})  # a format that is not there should not cost a scan
@@ -75,6 +77,7 @@ def build(
     per_shard = per_shard or PER_SHARD
     _check(source, quality, channels, value_range, labels, maps, class_names)
     names = tuple(tables.class_names(class_names)) if class_names else None
+    marks = marks and region.can_mark()
     options = {
         "format": format,
         "rules": RULES,
@@ -89,6 +92,7 @@ def build(
         **({} if labels is None else {"labels": _hash(labels)}),
         **({} if maps is None else {"maps": True}),
         **({} if class_names is None else {"class_names": _hash(class_names)}),
+        **({"marks": True} if marks else {}),
     }
     plan = Plan(
         out,
@@ -99,6 +103,7 @@ def build(
         labels.name if labels else None,
         maps,
         names if maps else None,
+        marks,
     )
     found = scan(source, splits, arrays=bool(channels or value_range), classes=labels is None)
     lists: list[tables.Lists | None] = [None] * len(found.splits)

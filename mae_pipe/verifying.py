@@ -51,7 +51,22 @@ def verify(folder: Path, *, catalog: Catalog | None = None, progress: Progress |
             done += shard.bytes
             if progress:
                 progress(done, total)
+        found += _marks(folder, split, index)
     return found
+
+
+def _marks(folder: Path, split: Split, index: SampleIndex | None) -> list[str]:
+    """What is wrong with the file of marks, where there is one."""
+    if split.marks is None:
+        return []
+    path = folder / split.marks.name
+    if not path.is_file():
+        return [f"{split.marks.name} is missing"]
+    if path.stat().st_size != split.marks.bytes or sha256_of(path) != split.marks.sha256:
+        return [f"{split.marks.name} has other bytes than it was built with"]
+    if index is not None and len(index) and (index.marks_end is None or int(index.marks_end[-1]) != split.marks.bytes):
+        return [f"{split.index.name} does not say which marks each image has"]
+    return []
 
 
 def _index(folder: Path, name: str, split: Split, manifest: Manifest) -> tuple[SampleIndex | None, list[str]]:

@@ -86,6 +86,11 @@ FOLDER = click.Path(path_type=Path)
 @click.option(
     "--class-names", type=FOLDER, metavar="FILE", help="A class name a line, for --maps or --labels, in their order."
 )
+@click.option(
+    "--marks/--no-marks",
+    default=True,
+    help="Note where rows of JPEG blocks begin, so that crops decode faster; half a percent more bytes.  [default: on]",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the shards that OUT holds.")
 @click.option("--plugin", "plugins", multiple=True, type=FOLDER, metavar="FILE", help="A Python file with plugins.")
 def shard(
@@ -103,6 +108,7 @@ def shard(
     labels: Path | None,
     maps: Path | None,
     class_names: Path | None,
+    marks: bool,
     overwrite: bool,
     plugins: tuple[Path, ...],
 ) -> None:
@@ -134,6 +140,7 @@ def shard(
                 labels=labels,
                 maps=maps,
                 class_names=class_names,
+                marks=marks,
                 overwrite=overwrite,
                 progress=lambda done, refused, total: show(done, total, f"{refused:,} refused" if refused else ""),
             )

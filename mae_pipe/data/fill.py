@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mae_pipe import recipe, seeding
-from mae_pipe.data import crops, decode, jitter
+from mae_pipe.data import crops, decode, jitter, region
 from mae_pipe.data.batch import IGNORE, Batch
 from mae_pipe.data.manifest import Labels
 from mae_pipe.data.shelf import Shelf
@@ -58,16 +58,22 @@ class Filler:
                 if number < 0:
                     view[place] = 0
                     continue
-                image = decode.picture(self._shelf.read(number), self._data.channels)
-                seen = decode.view(image, cuts[place], self._data.sides, self._filter)
+                self._view(number, cuts[place], view[place])
                 if jittered:
-                    seen = jitter.jittered(seen, order[place], factors[place], self._jitter)
-                view[place] = seen.transpose(2, 0, 1)
+                    seen = view[place].transpose(1, 2, 0)
+                    view[place] = jitter.jittered(seen, order[place], factors[place], self._jitter).transpose(2, 0, 1)
                 if maps is not None:
                     map_ = decode.map_of(self._shelf.read_map(number))
                     maps[place] = decode.view(map_, cuts[place], self._data.sides, decode.FILTERS["nearest"])[..., 0]
 
         return batch, fill
+
+    def _view(self, number: int, cut: crops.Cut, out: NDArray[np.uint8]) -> None:
+        """Fill ``out``, [C, H, W], with the cut of one image."""
+        stored = self._shelf.read(number)
+        if not region.view(stored, self._shelf.marks(number), cut, out, self._filter):
+            image = decode.picture(stored, self._data.channels)
+            out[:] = decode.view(image, cut, self._data.sides, self._filter).transpose(2, 0, 1)
 
     def _labels(self, numbers: Numbers) -> Tensor:
         """Those of ``Batch``; maps are filled in later."""

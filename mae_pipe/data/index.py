@@ -22,7 +22,7 @@ from mae_pipe.errors import DataError
 class SampleIndex:
     """A row a sample, in the order of the shards: [n] arrays.
 
-    Those that may be None are there where images have several classes, or maps.
+    Those that may be None are there where images have several classes, maps, or marks (``marks.py``).
     """
 
     shard: NDArray[np.uint32]  # which of Split.shards
@@ -40,6 +40,8 @@ class SampleIndex:
     map_offset: NDArray[np.uint64] | None = None
     map_size: NDArray[np.uint64] | None = None
     map_crc32: NDArray[np.uint32] | None = None
+    marks_end: NDArray[np.uint64] | None = None  # where each image's marks end in the file of marks
+    marks_crc32: NDArray[np.uint32] | None = None
 
     def __len__(self) -> int:
         return len(self.shard)
@@ -78,6 +80,10 @@ class SampleIndex:
             if ends in columns:
                 starts = np.cumsum([0] + [getattr(part, flat).size for part in parts[:-1]], dtype=np.uint64)
                 columns[ends] = np.concatenate([getattr(p, ends) + s for p, s in zip(parts, starts, strict=True)])
+        if "marks_end" in columns:
+            sizes = [0] + [int(part.marks_end[-1]) if len(part) else 0 for part in parts[:-1]]  # type: ignore[index]
+            starts = np.cumsum(sizes, dtype=np.uint64)
+            columns["marks_end"] = np.concatenate([p.marks_end + s for p, s in zip(parts, starts, strict=True)])
         return cls(**columns)
 
     def save(self, path: Path, metadata: dict[str, str] | None = None) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mae_pipe.errors import DataError, closest
 
 NAME = "manifest.json"
-VERSION = 2  # 1: images of 3 channels, classes by folders, no maps
+VERSION = 3  # 1: images of 3 channels, classes by folders, no maps; 2: no marks
 
 Labels = Literal["class", "multi", "map"]  # one class an image, several, or one a pixel
 
@@ -56,6 +56,12 @@ class Split(_Part):
     converted: dict[str, int]  # what was done to how many, such as {"cmyk": 22}
     refused: list[Refused]
     maps: bool = False  # whether every image has a class a pixel
+    marks: Shard | None = None  # the file of marks (``marks.py``)
+
+    @property
+    def files(self) -> list[Shard]:
+        """Every file of the split."""
+        return [*self.shards, self.index, *([self.marks] if self.marks else [])]
 
 
 class Manifest(_Part):
@@ -94,7 +100,7 @@ class Manifest(_Part):
             raise DataError(
                 f"{path} has version {manifest.version}, this mae-pipe reads up to {VERSION}; upgrade mae-pipe"
             )
-        for part in [p for s in manifest.splits.values() for p in (*s.shards, s.index)]:
+        for part in [p for s in manifest.splits.values() for p in s.files]:
             if Path(part.name).is_absolute() or ".." in Path(part.name).parts:
                 raise DataError(f"{path} names {part.name!r}, outside its folder; do not use these shards")
         return manifest

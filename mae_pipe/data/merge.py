@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from mae_pipe.data import parts, record
 from mae_pipe.data.index import SampleIndex
 from mae_pipe.data.listing import Listing
 from mae_pipe.data.manifest import NAME, VERSION, Manifest, Shard, Split, Statistics
+from mae_pipe.data.marks import SUFFIX
 from mae_pipe.data.place import INFO, numbers
 from mae_pipe.data.plan import Plan
 from mae_pipe.data.scan import Source
@@ -34,7 +36,7 @@ def merge(found: Source, plan: Plan, others: Manifest | None, made: dict[str, Li
         whole = _Merged(plan, listing)
         for name, its in made.items():
             if its is listing:
-                whole.add(record.load(out, name))
+                whole.add(record.load(out, name), record.marks_path(out, name))
         splits[listing.split], top = whole.split(), max(top, whole.top)
     if not any(split.images for split in splits.values()):
         first = next(split.refused[0] for split in splits.values() if split.refused)
@@ -66,14 +68,15 @@ class _Merged:
         self._plan, self._listing = plan, listing
         self._shards: list[Shard] = []
         self._rows: list[SampleIndex] = []
+        self._marks: list[Path] = []
         self._refused, self._converted = list(listing.refused), Counter[str]()
         channels = plan.wishes.channels
         self._pixels, self._values, self._squares = 0, np.zeros(channels, object), np.zeros(channels, object)
         self._sides = np.zeros(2, object)  # exact integers, as all of these
         self.top = -1  # the highest class in a map
 
-    def add(self, part: record.Part) -> None:
-        """The next part of the split."""
+    def add(self, part: record.Part, marks: Path) -> None:
+        """The next part of the split, and the file of its marks."""
         self._refused += part.refused
         self._converted.update(part.converted)
         self.top = max(self.top, part.top)
@@ -81,6 +84,7 @@ class _Merged:
             return
         self._rows.append(replace(part.rows, shard=np.full(len(part.rows), len(self._shards), np.uint32)))
         self._shards.append(part.file)
+        self._marks.append(marks)
         self._pixels += part.sums.pixels
         self._values, self._squares = self._values + part.sums.values, self._squares + part.sums.squares
         self._sides = self._sides + part.sides
@@ -108,7 +112,19 @@ class _Merged:
             converted=dict(sorted(self._converted.items())),
             refused=sorted(self._refused, key=lambda entry: entry.path),
             maps=self._plan.maps is not None,
+            marks=self._joined_marks(images) if self._plan.marks else None,
         )
+
+    def _joined_marks(self, images: int) -> Shard:
+        """Write the file of marks: those of the parts, one after the other."""
+        path = self._plan.out / f"{self._listing.split}{SUFFIX}"
+        draft = path.with_name(path.name + ".tmp")
+        with draft.open("wb") as out:
+            for part in self._marks:
+                with part.open("rb") as file:
+                    shutil.copyfileobj(file, out)
+        parts.settle(draft, path)
+        return Shard(name=path.name, images=images, bytes=path.stat().st_size, sha256=parts.sha256_of(path))
 
 
 def _save_info(out: Path, manifest: Manifest) -> None:

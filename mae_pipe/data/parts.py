@@ -29,6 +29,7 @@ from mae_pipe.data.maps import AdmittedMap, admit_map
 from mae_pipe.data.plan import File, Plan, Run, fingerprint
 from mae_pipe.data.record import Part
 from mae_pipe.data.refusal import Refusal
+from mae_pipe.data.region import marks_of
 from mae_pipe.data.sample import ENCODINGS, Placed, Sample, ShardFormat
 from mae_pipe.errors import MaePipeError, PluginError
 
@@ -63,6 +64,11 @@ def make(plan: Plan, run: Run, tally: Tally) -> None:
             settle(new, path)
         else:
             path.unlink(missing_ok=True)
+        if plan.marks:
+            marks = record.marks_path(plan.out, run.name)
+            draft = marks.with_name(marks.name + ".tmp")
+            draft.write_bytes(b"".join(made.marks))
+            settle(draft, marks)
         draft = noted.with_name(noted.name + ".tmp")
         record.save(draft, made.part(places, file, seen))
         settle(draft, noted)
@@ -78,6 +84,7 @@ class _Making:
         self._plan, self._run, self._tally = plan, run, tally
         self._wishes = replace(plan.wishes, limit=limit)
         self.keys: list[str] = []
+        self.marks: list[bytes] = []  # of each image; empty where it has none
         self._shapes: list[tuple[int, int, int]] = []  # width, height, label
         self._labels: list[tuple[int, ...]] = []
         self._top = -1
@@ -95,6 +102,8 @@ class _Making:
                 self._tally.add(1, 1)
                 continue
             self._count(file, image, map_)
+            if self._plan.marks:
+                self.marks.append(marks_of(image.image) or b"" if image.encoding == "jpeg" else b"")
             yield Sample(
                 file.key,
                 image.image,
@@ -174,6 +183,12 @@ class _Making:
                 map_size=np.array([place.size for place in maps], np.uint64),
                 map_crc32=np.array([place.crc32 for place in maps], np.uint32),
             )
+        if self._plan.marks:
+            rows = replace(
+                rows,
+                marks_end=np.cumsum([len(marks) for marks in self.marks], dtype=np.uint64),
+                marks_crc32=np.array([zlib.crc32(marks) for marks in self.marks], np.uint32),
+            )
         return rows
 
 
@@ -242,11 +257,18 @@ def _finished(plan: Plan, run: Run, seen: str) -> Part | None:
         return None
     if part.fingerprint != seen:
         return None
+    if plan.marks and not _has_marks(record.marks_path(plan.out, run.name), part.rows):
+        return None
     if part.file:
         file = plan.out / part.file.name
         if not file.is_file() or file.stat().st_size != part.file.bytes or sha256_of(file) != part.file.sha256:
             return None
     return part
+
+
+def _has_marks(path: Path, rows: SampleIndex) -> bool:
+    wanted = int(rows.marks_end[-1]) if rows.marks_end is not None and len(rows) else 0
+    return path.is_file() and path.stat().st_size == wanted
 
 
 def sha256_of(path: Path) -> str:

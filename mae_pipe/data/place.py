@@ -21,7 +21,7 @@ from mae_pipe.errors import DataError, DiskError
 
 INFO = "_info.json"
 INDEX = ".index.safetensors"  # after the name of a split
-_DRAFT = re.compile(r"\w+-\d{6}\.\w+\.tmp|\w+\.index\.safetensors\.tmp|manifest\.json\.tmp")
+_DRAFT = re.compile(r"\w+-\d{6}\.\w+\.tmp|\w+\.marks\.tmp|\w+\.index\.safetensors\.tmp|manifest\.json\.tmp")
 
 
 def check_places(source: Path, out: Path) -> None:
@@ -103,6 +103,7 @@ def clear(out: Path, names: set[str]) -> None:
         if record.stem not in names:
             for path in out.glob(f"{record.stem}.*"):
                 path.unlink()
+            record.with_suffix(".marks").unlink(missing_ok=True)
             record.unlink()
     for path in out.iterdir():
         if _DRAFT.fullmatch(path.name):
@@ -126,8 +127,9 @@ def _built(out: Path) -> list[str]:
     except DataError:  # damaged, or of a later version: the sample indexes tell which splits there are
         indexes = [path.name for path in out.glob(f"*{INDEX}")]
         names = "|".join(re.escape(name.removesuffix(INDEX)) for name in indexes)
-        return indexes + [path.name for path in out.iterdir() if re.fullmatch(rf"({names})-\d{{6}}\.\w+", path.name)]
-    return [part.name for split in splits for part in (*split.shards, split.index)]
+        mine = re.compile(rf"({names})-\d{{6}}\.\w+|({names})\.marks")
+        return indexes + [path.name for path in out.iterdir() if mine.fullmatch(path.name)]
+    return [part.name for split in splits for part in split.files]
 
 
 def _difference(before: str | None, now: str) -> str:

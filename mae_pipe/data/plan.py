@@ -20,6 +20,7 @@ class Plan:
         table: the name of the table that lists every image's classes, if there is one.
         maps: the folder of maps, if there is one.
         map_names: of the classes that maps may have; None: as many as they number.
+        marks: whether it is noted where rows of blocks of JPEGs begin.
     """
 
     out: Path
@@ -30,6 +31,7 @@ class Plan:
     table: str | None = None
     maps: Path | None = None
     map_names: tuple[str, ...] | None = None
+    marks: bool = False
 
     @property
     def labelling(self) -> Literal["class", "multi"]:

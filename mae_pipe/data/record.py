@@ -39,6 +39,10 @@ def record_path(out: Path, name: str) -> Path:
     return out / FOLDER / f"{name}.safetensors"
 
 
+def marks_path(out: Path, name: str) -> Path:
+    return out / FOLDER / f"{name}.marks"
+
+
 def save(path: Path, part: Part) -> None:
     """Write a record."""
     about = {

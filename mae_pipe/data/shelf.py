@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,8 @@ import numpy as np
 from mae_pipe.catalog import Catalog
 from mae_pipe.data.index import SampleIndex
 from mae_pipe.data.manifest import Labels, Manifest
+from mae_pipe.data.marks import Marks
+from mae_pipe.data.region import crc32
 from mae_pipe.data.sample import Placed, ShardFormat, ShardReader, Stored
 from mae_pipe.errors import DataError
 from mae_pipe.wording import counted
@@ -26,6 +27,7 @@ class Shelf:
         self.index = SampleIndex.load(folder, self.split.index)
         self._format: ShardFormat = catalog.build("shards", self.manifest.format, {})
         self._first = np.searchsorted(self.index.shard, np.arange(len(self.split.shards)))  # row of each shard's first
+        self._marks = Marks(folder, self.split.marks, self.index) if self.split.marks else None
         self._readers: dict[int, ShardReader] = {}
         self._lock = threading.Lock()
         missing = [shard.name for shard in self.split.shards if not (folder / shard.name).is_file()]
@@ -68,6 +70,10 @@ class Shelf:
         self._check(data, placed, number, "image")
         return Stored(data, placed.encoding, int(self.index.width[number]), int(self.index.height[number]))
 
+    def marks(self, number: int) -> bytes | None:
+        """Where the rows of blocks of a stored JPEG begin, for ``region.view``; None where that is not known."""
+        return self._marks.of(number) if self._marks else None
+
     def read_map(self, number: int) -> bytes | memoryview:
         """The stored map of one index row, its bytes checked against the index."""
         placed = self.index.placed(number).map
@@ -79,7 +85,7 @@ class Shelf:
         return data
 
     def _check(self, data: bytes | memoryview, placed: Placed, number: int, what: str) -> None:
-        if len(data) != placed.size or zlib.crc32(data) != placed.crc32:
+        if len(data) != placed.size or crc32(data) != placed.crc32:
             shard = self.split.shards[int(self.index.shard[number])]
             raise DataError(
                 f"{self.folder / shard.name}: the {what} {self.index.key(number)!r} is damaged; "
@@ -107,3 +113,5 @@ class Shelf:
         for reader in self._readers.values():
             reader.close()
         self._readers.clear()
+        if self._marks:
+            self._marks.close()

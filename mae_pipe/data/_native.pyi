@@ -1,0 +1,53 @@
+"""Decodes, crops and resizes images in C; built from ``native/``. Other threads run meanwhile."""
+
+from typing_extensions import Buffer
+
+Box = tuple[int, int, int, int]
+Pair = tuple[int, int]
+
+def view_jpeg(
+    data: Buffer,
+    marks: Buffer | None,
+    out: Buffer,
+    box: Box,
+    resized: Pair,
+    origin: Pair,
+    mirrored: bool,
+    filter: int,
+    tall_first: bool,
+    /,
+) -> bool:
+    """Fill ``out``, [1 or 3, H, W]; False for a kind of JPEG that is left to others.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+
+def view_pixels(
+    pixels: Buffer,
+    width: int,
+    height: int,
+    channels: int,
+    out: Buffer,
+    box: Box,
+    resized: Pair,
+    origin: Pair,
+    mirrored: bool,
+    filter: int,
+    tall_first: bool,
+    /,
+) -> bool:
+    """Fill ``out`` from [height, width, channels] pixels."""
+
+def marks(data: Buffer, /) -> bytes | None:
+    """Where each row of a JPEG's blocks begins, 11 bytes a row; None for a kind that is left to others.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+
+def crc32(data: Buffer, /) -> int:
+    """As ``zlib.crc32``, with the processor's own multiplication."""
+
+def vectors(most: int, /) -> int:
+    """Use at most 0 no, 1 AVX2 or 2 AVX-512 code from now on; returns what is used."""
