@@ -51,7 +51,7 @@ FFCV = "import ffcv; print('\\n{}')"
 def examine(folder: Path) -> list[Finding]:
     """Look at everything; ``folder`` is where shards and runs would go. Takes 5 to 15 seconds."""
     probes = {name: _begin(code) for name, code in (("torch", TORCH), ("deepspeed", DEEPSPEED), ("ffcv", FFCV))}
-    quick = [*_versions(), *_plugins(), _compilers(), *machine.findings(folder)]
+    quick = [*_versions(), *_plugins(), _compilers(), _decoder(), *machine.findings(folder)]
     torch, deepspeed, ffcv = (_end(probe) for probe in probes.values())
     return [*quick[:2], *_torch(torch), _deepspeed(deepspeed), _ffcv(ffcv), *quick[2:]]
 
@@ -153,6 +153,23 @@ def _ffcv(probe: dict[str, Any]) -> Finding:
     )
     return Finding(
         "ffcv", "warning", _version("ffcv") or "not installed", trouble, f"{_apt(DEBIAN_HEADERS)} && {build}"
+    )
+
+
+def _decoder() -> Finding:
+    from mae_pipe.data import region
+
+    if region.can_mark():
+        return Finding("decoder", "ok", region.decoder())
+    if os.environ.get(region.VARIABLE):
+        return Finding("decoder", "warning", region.decoder(), "JPEGs decode slowly", f"unset {region.VARIABLE}")
+    trouble = "JPEGs decode three times as slowly: the C extension was not built"
+    return Finding(
+        "decoder",
+        "warning",
+        region.decoder(),
+        trouble,
+        f"{_apt('build-essential')} && {_pip()} --force-reinstall --no-deps mae-pipe",
     )
 
 

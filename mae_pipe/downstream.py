@@ -128,6 +128,7 @@ def downstream(
             live.measured(task.head.main, measure(step))
 
     with Live(recipe.task, plan.steps, start=start, console=console, active=here.rank == 0) as live:
+        live.say(stream.about)
         train(
             engine,
             stream,

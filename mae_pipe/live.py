@@ -48,6 +48,11 @@ class Live:
     ) -> None:
         self._progress.stop()
 
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        if self.active:
+            self.console.print(text, highlight=False, soft_wrap=True)
+
     def measured(self, name: str, metrics: Mapping[str, float]) -> None:
         """The newest evaluation, said at the end of every line from now on."""
         if name in metrics:

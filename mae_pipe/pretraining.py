@@ -81,6 +81,7 @@ def pretrain(
     if start == 0:
         draw(0, engine)
     with Live("pretrain", plan.steps, start=start, console=console, active=here.rank == 0) as live:
+        live.say(stream.about)
         train(
             engine,
             stream,

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from mae_pipe import __version__, recipe
 from mae_pipe.catalog import Catalog
+from mae_pipe.data import region
 from mae_pipe.data.manifest import NAME as SHARDS_MANIFEST
 from mae_pipe.data.manifest import Manifest
 from mae_pipe.disk import sync_folder, write_whole, writing
@@ -92,6 +93,7 @@ class Run:
                     "task": chosen.task,
                     "mae_pipe": __version__,
                     "versions": versions,
+                    "decoder": region.decoder(),
                     "python": sys.version.split()[0],
                     "command": sys.argv,
                     "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -15,7 +15,7 @@ from mae_pipe import api, cli, recipe
 ROOT = Path(__file__).parent.parent
 TOP = {  # all that may lie at the top
     ".ci", ".gitignore", "benchmarks", "CHANGELOG.md", "docs", "LICENSE", "mae_pipe", "Makefile", "MANIFEST.in",
-    "plugins", "pyproject.toml", "README.md", "requirements", "setup.cfg", "shards", "tests", "tools",
+    "plugins", "pyproject.toml", "README.md", "requirements", "setup.cfg", "setup.py", "shards", "tests", "tools",
 }  # fmt: skip
 PAGES = {"getting-started.md", "writing-a-plugin.md", "shard-format.md", "recipes.md", "design.md", "exit-codes.md"}
 FORBIDDEN = {  # in shipped code: what would run or write what a stranger's file says

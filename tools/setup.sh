@@ -32,7 +32,9 @@ choose_python() {
 }
 
 # What the environment was made from; the folder counts, since an editable install names it.
-fingerprint() { { cat setup.cfg pyproject.toml requirements/tested.txt tools/setup.sh; pwd; } | sha256sum; }
+fingerprint() {
+    { cat setup.cfg setup.py pyproject.toml requirements/tested.txt tools/setup.sh mae_pipe/data/native/*; pwd; } | sha256sum
+}
 
 # Whether .venv runs, with the interpreter that PYTHON asks for if it asks.
 venv_fits() {
@@ -86,6 +88,9 @@ main() {
         say "FFCV is ready"
     else
         say "going on without FFCV: everything runs on WebDataset shards, only --format ffcv is missing"
+    fi
+    if ! "$venv/bin/python" -c 'import mae_pipe.data._native' >>"$log" 2>&1; then
+        say "going on without the C decoder (needs gcc and Python's headers): Pillow does the same work more slowly"
     fi
     printf '%s\n' "$print" >"$stamp"
     say "ready; look round with: $venv/bin/mae-pipe doctor"

@@ -9,7 +9,7 @@ import numpy as np
 
 from mae_pipe import recipe
 from mae_pipe.catalog import Catalog
-from mae_pipe.data import ahead
+from mae_pipe.data import ahead, region
 from mae_pipe.data.batch import Batch
 from mae_pipe.data.fill import Filler, Numbers
 from mae_pipe.data.index import SampleIndex
@@ -17,6 +17,7 @@ from mae_pipe.data.manifest import Labels
 from mae_pipe.data.order import Order, Share
 from mae_pipe.data.shelf import Shelf
 from mae_pipe.errors import DataError
+from mae_pipe.wording import counted
 
 
 class Stream:
@@ -56,6 +57,12 @@ class Stream:
     def images(self) -> int:
         """Images in one epoch of the whole job."""
         return len(self.rows)
+
+    @property
+    def about(self) -> str:
+        """What is read and how, for people."""
+        threads = counted(self.data.workers, "thread") if self.data.workers else "no threads of their own"
+        return f"data: {counted(self.images, 'image')} of {self.shelf.name}, {threads}, decoder: {region.decoder()}"
 
     @property
     def index(self) -> SampleIndex:

@@ -112,6 +112,7 @@ def train_tokenizer(
             measure(step)
 
     with Live("tokenizer", plan.steps, start=start, console=console, active=here.rank == 0) as live:
+        live.say(stream.about)
         train(
             engine,
             stream,
