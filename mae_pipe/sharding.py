@@ -50,6 +50,7 @@ def build(
     labels: Path | None = None,
     maps: Path | None = None,
     class_names: Path | None = None,
+    planes: bool = False,
     marks: bool = True,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -69,6 +70,7 @@ def build(
         labels: a table of every image's classes (``labels.read``); folders are then no classes.
         maps: a folder with a map for every image: the same path below it, ending in .png (``maps.admit_map``).
         class_names: a file of the names of the maps' classes, or without maps of the table's, in their order.
+        planes: store images without compression, as planes of YCbCr 4:2:0 (``planar.py``).
         marks: note where the rows of blocks of JPEGs begin (``marks.py``), if this machine can.
         overwrite: replace what earlier builds left in ``out``; without it, new splits may join them.
     """
@@ -76,8 +78,12 @@ def build(
     check_places(source, out)
     per_shard = per_shard or PER_SHARD
     _check(source, quality, channels, value_range, labels, maps, class_names)
+    if planes and not writer.planes:
+        raise DataError(f"--planes is not for {format} shards; leave --format out, or --planes")
+    if planes and (quality or channels not in (None, 3)):
+        raise DataError("--planes stores 3 channels without compression; leave out --quality and --channels")
     names = tuple(tables.class_names(class_names)) if class_names else None
-    marks = marks and region.can_mark()
+    marks = marks and not planes and region.can_mark()
     options = {
         "format": format,
         "rules": RULES,
@@ -93,12 +99,13 @@ def build(
         **({} if maps is None else {"maps": True}),
         **({} if class_names is None else {"class_names": _hash(class_names)}),
         **({"marks": True} if marks else {}),
+        **({"planes": True} if planes else {}),
     }
     plan = Plan(
         out,
         format,
         catalog.files,
-        Wishes(quality, max_side, short_side, channels=channels or 3, values=value_range),
+        Wishes(quality, max_side, short_side, channels=channels or 3, values=value_range, planes=planes),
         json.dumps(options, sort_keys=True),
         labels.name if labels else None,
         maps,

@@ -70,7 +70,7 @@ class _Record:
     """A sample in the spool file."""
 
     image: _Span
-    encoding: Literal["jpeg", "png", "webp", "raw", "npy"]  # as the beton holds it
+    encoding: Literal["jpeg", "png", "webp", "raw", "npy", "yuv420"]  # as the beton holds it
     as_file: bool  # whether the image is the bytes of its file, not a picture of ffcv's
     width: int
     height: int

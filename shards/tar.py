@@ -13,18 +13,20 @@ from mae_pipe.api import Placed, Sample, ShardFormat, ShardReader, plugin
 
 from .file import ShardFile
 
-ENDINGS = {"jpeg": "jpg", "png": "png", "webp": "webp", "npy": "npy"}
+ENDINGS = {"jpeg": "jpg", "png": "png", "webp": "webp", "npy": "npy", "yuv420": "yuv"}
 
 
 @plugin("webdataset")
 class Tar(ShardFormat):
     """WebDataset tar files: KEY.jpg (or png, webp, npy) and KEY.cls; read by webdataset, timm and tar.
+    Planes of YCbCr 4:2:0, which only mae-pipe reads, are KEY.yuv.
 
     Images of several classes have KEY.json instead, {"labels": [numbers]}; maps are KEY.seg.png.
     POSIX tar with time, owner and group 0; names beyond 100 letters take a PAX header.
     """
 
     suffix = ".tar"
+    planes = True
 
     def write(self, path: Path, samples: Iterable[Sample]) -> list[Placed]:
         places = []

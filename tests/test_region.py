@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mae_pipe.data import crops, decode, region
+from mae_pipe.data import crops, decode, planar, region
 from mae_pipe.data.sample import Stored
 
 native = pytest.importorskip("mae_pipe.data._native", reason="the C extension could not be built here")
@@ -138,6 +138,34 @@ def test_raw_pixels_are_viewed_as_pillow_does() -> None:
             assert region.view(stored, None, cut, out, BICUBIC)
             expected = decode.view(Image.fromarray(array), cut, (24, 24), BICUBIC).transpose(2, 0, 1)
             np.testing.assert_array_equal(out, expected)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_planes_are_viewed_as_their_reference_does(data: st.DataObject) -> None:
+    draw = data.draw
+    width, height = draw(st.integers(1, 90)), draw(st.integers(1, 90))
+    stored = Stored(planar.stored(Image.fromarray(pixels(width, height))), "yuv420", width, height)
+    size = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    cut = draw(cuts(width, height, size))
+    resampling = draw(st.sampled_from([BICUBIC, BILINEAR]))
+    expected = planar.view(stored.data, width, height, cut, size, resampling).transpose(2, 0, 1)
+    for tier in (2, 1, 0):
+        native.vectors(tier)
+        out = np.empty((3, *size), np.uint8)
+        assert region.view(stored, None, cut, out, resampling)
+        np.testing.assert_array_equal(out, expected)
+
+
+def test_planes_lie_close_to_the_picture() -> None:
+    smooth = Image.fromarray(pixels(6, 6)).resize((161, 121), BICUBIC)
+    stored = planar.stored(smooth)
+    assert len(stored) == 161 * 121 + 2 * 81 * 61
+    back = np.asarray(planar.picture(stored, 161, 121)).astype(float)
+    assert np.abs(back - np.asarray(smooth)).mean() < 1.5
+    cut = crops.Cut((11, 20, 150, 117))
+    seen = planar.view(stored, 161, 121, cut, (64, 64), BICUBIC).astype(float)
+    assert np.abs(seen - decode.view(smooth, cut, (64, 64), BICUBIC)).mean() < 1.0
 
 
 def test_a_grey_jpeg_fills_one_channel_or_three_alike() -> None:

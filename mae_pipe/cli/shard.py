@@ -87,6 +87,11 @@ FOLDER = click.Path(path_type=Path)
     "--class-names", type=FOLDER, metavar="FILE", help="A class name a line, for --maps or --labels, in their order."
 )
 @click.option(
+    "--planes",
+    is_flag=True,
+    help="Store pixels as planes of YCbCr 4:2:0: the fastest to read, 1.5 bytes a pixel; other tools cannot.",
+)
+@click.option(
     "--marks/--no-marks",
     default=True,
     help="Note where rows of JPEG blocks begin, so that crops decode faster; half a percent more bytes.  [default: on]",
@@ -108,6 +113,7 @@ def shard(
     labels: Path | None,
     maps: Path | None,
     class_names: Path | None,
+    planes: bool,
     marks: bool,
     overwrite: bool,
     plugins: tuple[Path, ...],
@@ -140,6 +146,7 @@ def shard(
                 labels=labels,
                 maps=maps,
                 class_names=class_names,
+                planes=planes,
                 marks=marks,
                 overwrite=overwrite,
                 progress=lambda done, refused, total: show(done, total, f"{refused:,} refused" if refused else ""),

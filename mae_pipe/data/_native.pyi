@@ -39,6 +39,21 @@ def view_pixels(
 ) -> bool:
     """Fill ``out`` from [height, width, channels] pixels."""
 
+def view_planar(
+    planes: Buffer,
+    width: int,
+    height: int,
+    out: Buffer,
+    box: Box,
+    resized: Pair,
+    origin: Pair,
+    mirrored: bool,
+    filter: int,
+    tall_first: bool,
+    /,
+) -> bool:
+    """Fill ``out`` from planes of YCbCr 4:2:0."""
+
 def marks(data: Buffer, /) -> bytes | None:
     """Where each row of a JPEG's blocks begins, 11 bytes a row; None for a kind that is left to others.
 

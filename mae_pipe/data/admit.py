@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mae_pipe.data import arrays, jpeg, plain
+from mae_pipe.data import arrays, jpeg, plain, planar
 from mae_pipe.data.refusal import Refusal
 from mae_pipe.data.sample import Encoding
 from mae_pipe.errors import MaePipeError
@@ -47,6 +47,7 @@ class Wishes:
         limit: a larger side is refused, as the shard format cannot hold it.
         channels: files of another number are refused; 3 takes grey ones too.
         values: what become 0 and 255, of numbers that are not 8 bits.
+        planes: store every image without compression, as planes of YCbCr 4:2:0.
     """
 
     quality: int | None = None
@@ -55,6 +56,7 @@ class Wishes:
     limit: int | None = None
     channels: int = 3
     values: arrays.Range | None = None
+    planes: bool = False
 
 
 class Sums(NamedTuple):
@@ -126,6 +128,12 @@ def _admit(data: bytes, wishes: Wishes) -> Admitted:
     lossy = kind == "JPEG" or (kind == "WEBP" and not _is_lossless_webp(data))
     if wishes.quality is not None and not lossy:
         converted.append("to jpeg")
+    if wishes.planes:
+        assert isinstance(picture, Image.Image)  # of three channels
+        made = planar.stored(picture)
+        converted.append("to planes")
+        seen = sums(planar.picture(made, width, height), wishes.channels)
+        return Admitted(made, "yuv420", width, height, tuple(converted), seen, whole)
     stored, encoding, picture = _stored(data, kind, picture, converted, wishes.quality, lossy)
     return Admitted(stored, encoding, width, height, tuple(converted), sums(picture, wishes.channels), whole)
 

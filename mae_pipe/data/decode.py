@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mae_pipe.data import arrays, crops
+from mae_pipe.data import arrays, crops, planar
 from mae_pipe.data.sample import Stored
 
 FORMATS = ("JPEG", "PNG", "WEBP")  # no other decoder is ever tried
@@ -29,10 +29,21 @@ def picture(stored: Stored, channels: int = 3) -> Picture:
     if stored.encoding == "raw":
         flat = np.frombuffer(stored.data, np.uint8)
         return Image.frombuffer("RGB", (stored.width, stored.height), flat, "raw", "RGB", 0, 1)
+    if stored.encoding == "yuv420":
+        return planar.picture(stored.data, stored.width, stored.height)
     image = Image.open(io.BytesIO(stored.data), formats=FORMATS)
     if channels in (1, 3):
         return image.convert("L" if channels == 1 else "RGB")
     return np.asarray(image)  # RGBA or CMYK
+
+
+def view_of(
+    stored: Stored, channels: int, cut: crops.Cut, size: tuple[int, int], resampling: Image.Resampling
+) -> NDArray[np.uint8]:
+    """[H, W, C], ``size``: the cut of a stored image."""
+    if stored.encoding == "yuv420":
+        return planar.view(stored.data, stored.width, stored.height, cut, size, resampling)
+    return view(picture(stored, channels), cut, size, resampling)
 
 
 def map_of(data: bytes | memoryview) -> Image.Image:

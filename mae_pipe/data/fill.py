@@ -72,8 +72,8 @@ class Filler:
         """Fill ``out``, [C, H, W], with the cut of one image."""
         stored = self._shelf.read(number)
         if not region.view(stored, self._shelf.marks(number), cut, out, self._filter):
-            image = decode.picture(stored, self._data.channels)
-            out[:] = decode.view(image, cut, self._data.sides, self._filter).transpose(2, 0, 1)
+            seen = decode.view_of(stored, self._data.channels, cut, self._data.sides, self._filter)
+            out[:] = seen.transpose(2, 0, 1)
 
     def _labels(self, numbers: Numbers) -> Tensor:
         """Those of ``Batch``; maps are filled in later."""

@@ -81,6 +81,8 @@ def view(
             return bool(_native.view_jpeg(stored.data, marks, out, *how))
         if stored.encoding == "raw":
             return bool(_native.view_pixels(stored.data, stored.width, stored.height, 3, out, *how))
+        if stored.encoding == "yuv420":
+            return bool(_native.view_planar(stored.data, stored.width, stored.height, out, *how))
     except ValueError:  # Pillow has the last word on what is damaged
         return False
     return False

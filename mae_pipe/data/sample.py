@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Encoding = Literal["jpeg", "png", "webp", "raw", "npy"]
-ENCODINGS: tuple[Encoding, ...] = ("jpeg", "png", "webp", "raw", "npy")
+Encoding = Literal["jpeg", "png", "webp", "raw", "npy", "yuv420"]
+ENCODINGS: tuple[Encoding, ...] = ("jpeg", "png", "webp", "raw", "npy", "yuv420")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,8 @@ class Sample:
 
     Attributes:
         key: unique in its split, made of ``[A-Za-z0-9_/-]``; no dots.
-        image: the encoded file; "npy" where no image file holds as many channels: [H, W, C] uint8.
+        image: the encoded file; "npy" where no image file holds as many channels: [H, W, C] uint8; "yuv420" where
+            planes were asked for (``planar.py``).
         label: the class number, or None.
         labels: the class numbers, rising, where an image may have several; else None.
         map: a PNG file of the image's size whose values are class numbers, 255 where none; or None.
@@ -82,6 +83,7 @@ class ShardFormat(ABC):
     """
 
     suffix: str
+    planes: bool = False  # whether samples may be "yuv420"
     max_side: int | None = None
     imports: tuple[str, ...] = ()
 

@@ -130,9 +130,17 @@ static const uint8_t *chroma_row(const Jpeg *jpeg, const Plane *plane, int y, in
     return line + (left & 1);
 }
 
+void colours(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, int count, uint8_t *red, uint8_t *green, uint8_t *blue) {
+    int done = 0;
+#if HAS_X86
+    if (vectors) done = to_rgb_avx2(y, cb, cr, count, red, green, blue);
+#endif
+    to_rgb(y + done, cb + done, cr + done, count - done, red + done, green + done, blue + done);
+}
+
 void colour_row(const Jpeg *jpeg, const Plane planes[3], int y, int left, int right, uint8_t *line, uint8_t *out,
                 size_t stride) {
-    int count = right - left, done = 0;
+    int count = right - left;
     const uint8_t *luma = planes[0].data + (size_t)(y - planes[0].top) * planes[0].stride + (left - planes[0].left);
     if (jpeg->components == 1) {
         memcpy(out, luma, (size_t)count);
@@ -141,8 +149,5 @@ void colour_row(const Jpeg *jpeg, const Plane planes[3], int y, int left, int ri
     size_t half = (size_t)count * 4 + 512; /* of `line`: a row, and its sums in 16 bits */
     const uint8_t *cb = chroma_row(jpeg, &planes[1], y, left, right, line);
     const uint8_t *cr = chroma_row(jpeg, &planes[2], y, left, right, line + half);
-#if HAS_X86
-    if (vectors) done = to_rgb_avx2(luma, cb, cr, count, out, out + stride, out + 2 * stride);
-#endif
-    to_rgb(luma + done, cb + done, cr + done, count - done, out + done, out + stride + done, out + 2 * stride + done);
+    colours(luma, cb, cr, count, out, out + stride, out + 2 * stride);
 }

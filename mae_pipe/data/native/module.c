@@ -82,30 +82,49 @@ static PyObject *py_view_jpeg(PyObject *self, PyObject *args) {
     return made;
 }
 
-static PyObject *py_view_pixels(PyObject *self, PyObject *args) {
+/* Of pixels, or of planes where `planar`. */
+static PyObject *uncompressed(PyObject *args, int planar) {
     Py_buffer data, out = {0};
     Cut cut;
-    int width, height, channels;
+    int width, height, channels = 3;
     PyObject *made = NULL, *object;
-    (void)self;
-    if (!PyArg_ParseTuple(args, "y*iiiO" CUT, &data, &width, &height, &channels, &object, CUT_PLACES(cut))) return NULL;
-    if (width < 1 || height < 1 || (channels != 1 && channels != 3) || data.len / channels / width != height ||
-        data.len != (Py_ssize_t)width * height * channels) {
-        PyErr_SetString(PyExc_ValueError, "the pixels have another number of bytes");
+    int read = planar ? PyArg_ParseTuple(args, "y*iiO" CUT, &data, &width, &height, &object, CUT_PLACES(cut))
+                      : PyArg_ParseTuple(args, "y*iiiO" CUT, &data, &width, &height, &channels, &object, CUT_PLACES(cut));
+    if (!read) return NULL;
+    const int most = 1 << 16;
+    int sensible = width > 0 && height > 0 && width < most && height < most && (channels == 1 || channels == 3);
+    Py_ssize_t wanted = 0, half = 0;
+    if (sensible) {
+        half = (Py_ssize_t)((width + 1) / 2) * ((height + 1) / 2);
+        wanted = (Py_ssize_t)width * height;
+        wanted = planar ? wanted + 2 * half : wanted * channels;
+    }
+    if (!sensible || data.len != wanted) {
+        PyErr_SetString(PyExc_ValueError, "the image has another size in bytes");
     } else if (writable(object, &out) && complete(&cut, &out)) {
         Scratch *scratch;
-        int how = NO_MEMORY;
-        if (channels == 3 && cut.channels == 1) how = UNSUPPORTED;
+        int how = channels == 3 && cut.channels == 1 ? UNSUPPORTED : NO_MEMORY;
         Py_BEGIN_ALLOW_THREADS;
         scratch = scratch_of_thread();
         if (scratch && how != UNSUPPORTED)
-            how = view_pixels(scratch, data.buf, width, height, channels, &cut, out.buf);
+            how = planar ? view_planar(scratch, data.buf, width, height, &cut, out.buf)
+                         : view_pixels(scratch, data.buf, width, height, channels, &cut, out.buf);
         Py_END_ALLOW_THREADS;
         made = answer(scratch, how);
     }
     PyBuffer_Release(&data);
     if (out.obj) PyBuffer_Release(&out);
     return made;
+}
+
+static PyObject *py_view_pixels(PyObject *self, PyObject *args) {
+    (void)self;
+    return uncompressed(args, 0);
+}
+
+static PyObject *py_view_planar(PyObject *self, PyObject *args) {
+    (void)self;
+    return uncompressed(args, 1);
 }
 
 static PyObject *py_marks(PyObject *self, PyObject *argument) {
@@ -161,6 +180,7 @@ static PyObject *py_vectors(PyObject *self, PyObject *argument) {
 
 static PyMethodDef methods[] = {
     {"view_jpeg", py_view_jpeg, METH_VARARGS, NULL}, {"view_pixels", py_view_pixels, METH_VARARGS, NULL},
+    {"view_planar", py_view_planar, METH_VARARGS, NULL},
     {"marks", py_marks, METH_O, NULL},               {"crc32", py_crc32, METH_O, NULL},
     {"vectors", py_vectors, METH_O, NULL},           {NULL, NULL, 0, NULL},
 };

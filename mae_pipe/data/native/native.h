@@ -70,7 +70,7 @@ typedef struct {
 /* All that a thread keeps from image to image. */
 typedef struct {
     Huffman tables[8]; /* four of DC, four of AC */
-    Space stream, segments, coefficients, last, planes[3], rows, passed, ready, across, down, line;
+    Space stream, segments, coefficients, last, planes[3], rows, passed, ready, across, down, line, plane;
     const char *problem;
 } Scratch;
 
@@ -89,6 +89,9 @@ void idct_one(const int16_t *block, const uint16_t *quantiser, uint8_t *out, siz
 void colour_row(const Jpeg *jpeg, const Plane planes[3], int y, int left, int right, uint8_t *line, uint8_t *out,
                 size_t stride);
 
+/* YCbCr -> red, green and blue. */
+void colours(const uint8_t *y, const uint8_t *cb, const uint8_t *cr, int count, uint8_t *red, uint8_t *green, uint8_t *blue);
+
 /* ---- resizing, as Pillow does it ---- */
 typedef struct {
     int count, taps;     /* results; taps of each, a multiple of 8 */
@@ -102,8 +105,14 @@ typedef struct {
 
 enum { BILINEAR = 0, BICUBIC = 1 };
 
-/* `along`: for resize_along, else for resize_down. */
-int make_weights(Weights *weights, Space *space, int filter, int size, int resized, int from, int count, int reversed, int along);
+/* Of samples [low, high) of which [begin, end), which need not be whole, becomes `resized` results; those from `from` on.
+ * `along`: for resize_along, else for resize_down. */
+typedef struct {
+    int low, high;
+    double begin, end;
+} Stretch;
+int make_weights(Weights *weights, Space *space, int filter, Stretch of, int resized, int from, int count, int reversed,
+                 int along);
 
 /* [rows][bands * stride] -> [rows][bands * weights.count] along rows, one band after the other. */
 void resize_along(const Weights *weights, const uint8_t *in, size_t stride, int bands, uint8_t *out, size_t out_stride);
@@ -122,6 +131,8 @@ typedef struct {
 
 int view_jpeg(Scratch *scratch, const uint8_t *data, size_t size, const uint8_t *marks, size_t marked, const Cut *cut,
               uint8_t *out);
+/* Of YCbCr planes, one after the other, those of chroma half as wide and high (rounded up). */
+int view_planar(Scratch *scratch, const uint8_t *planes, int width, int height, const Cut *cut, uint8_t *out);
 /* Of [height][width][channels] pixels. */
 int view_pixels(Scratch *scratch, const uint8_t *pixels, int width, int height, int channels, const Cut *cut, uint8_t *out);
 

@@ -20,20 +20,20 @@ static double bilinear(double x) {
     return x < 1.0 ? 1.0 - x : 0.0;
 }
 
-/* Weights of results [from, from + count) of `size` samples that become `resized`. Pillow: precompute_coeffs, normalize_coeffs_8bpc. */
-int make_weights(Weights *weights, Space *space, int filter, int size, int resized, int from, int count, int reversed,
+/* Pillow: precompute_coeffs, normalize_coeffs_8bpc. */
+int make_weights(Weights *weights, Space *space, int filter, Stretch of, int resized, int from, int count, int reversed,
                  int along) {
-    double scale = (double)size / resized, wide = scale < 1.0 ? 1.0 : scale;
+    double scale = (of.end - of.begin) / resized, wide = scale < 1.0 ? 1.0 : scale;
     double reach = (filter == BICUBIC ? 2.0 : 1.0) * wide, narrow = 1.0 / wide;
     int most = 0;
     for (int i = 0; i < count; i++) {
-        double centre = (from + i + 0.5) * scale;
-        int used = (int)(centre + reach + 0.5) - (int)(centre - reach + 0.5 < 0 ? 0 : centre - reach + 0.5);
+        double centre = of.begin + (from + i + 0.5) * scale, first = centre - reach + 0.5;
+        int used = (int)(centre + reach + 0.5) - (int)(first < 0 ? 0 : first);
         if (used > most) most = used;
     }
     int taps = (most + 7) / 8 * 8;
     size_t number = (size_t)count * (size_t)taps;
-    weights->count = count, weights->taps = taps, weights->first = size, weights->last = 0;
+    weights->count = count, weights->taps = taps, weights->first = of.high, weights->last = 0;
     size_t room = (size_t)taps * sizeof(double) + number * sizeof(int32_t) + 2 * (size_t)count * sizeof(int);
     size_t more = 2 * number * sizeof(int16_t);
 #if HAS_X86
@@ -46,10 +46,10 @@ int make_weights(Weights *weights, Space *space, int filter, int size, int resiz
     weights->used = weights->start + count;
     memset(weights->values, 0, number * sizeof(int32_t));
     for (int i = 0; i < count; i++) {
-        double centre = (from + i + 0.5) * scale, sum = 0.0;
+        double centre = of.begin + (from + i + 0.5) * scale, sum = 0.0;
         int first = (int)(centre - reach + 0.5), last = (int)(centre + reach + 0.5);
-        if (first < 0) first = 0;
-        if (last > size) last = size;
+        if (first < of.low) first = of.low;
+        if (last > of.high) last = of.high;
         int place = reversed ? count - 1 - i : i, used = last - first;
         for (int x = 0; x < used; x++) {
             double at = (x + first - centre + 0.5) * narrow;

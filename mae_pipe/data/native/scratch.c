@@ -12,7 +12,7 @@ static void release(void *pointer) {
     Space *spaces[] = {&scratch->stream,    &scratch->segments,  &scratch->coefficients, &scratch->last,
                        &scratch->planes[0], &scratch->planes[1], &scratch->planes[2],    &scratch->rows,
                        &scratch->passed,    &scratch->ready,     &scratch->across,       &scratch->down,
-                       &scratch->line};
+                       &scratch->line,      &scratch->plane};
     for (size_t i = 0; i < sizeof spaces / sizeof *spaces; i++) free(spaces[i]->bytes);
     free(scratch);
 }

@@ -31,20 +31,21 @@ static void row_of(const Rows *rows, int y, int left, int right, uint8_t *out, s
 
 typedef struct {
     Weights across, down;
+    int width, height; /* of what is resized */
     Box region; /* what of the image the view depends on */
 } Resize;
 
-static int begin(Scratch *scratch, const Cut *cut, Resize *resize) {
-    int width = cut->box.right - cut->box.left, height = cut->box.bottom - cut->box.top;
-    if (make_weights(&resize->across, &scratch->across, cut->filter, width, cut->resized_width, cut->from_x, cut->width,
+/* `across` and `down` are of a part of the image that begins at (left, top), as Pillow crops before it resizes. */
+static int begin(Scratch *scratch, const Cut *cut, Stretch across, Stretch down, int left, int top, Resize *resize) {
+    if (make_weights(&resize->across, &scratch->across, cut->filter, across, cut->resized_width, cut->from_x, cut->width,
                      cut->mirrored, 1) ||
-        make_weights(&resize->down, &scratch->down, cut->filter, height, cut->resized_height, cut->from_y, cut->height, 0,
-                     0)) {
+        make_weights(&resize->down, &scratch->down, cut->filter, down, cut->resized_height, cut->from_y, cut->height, 0, 0)) {
         scratch->problem = "no memory";
         return NO_MEMORY;
     }
-    resize->region = (Box){cut->box.left + resize->across.first, cut->box.top + resize->down.first,
-                           cut->box.left + resize->across.last, cut->box.top + resize->down.last};
+    resize->width = across.high, resize->height = down.high;
+    resize->region = (Box){left + resize->across.first, top + resize->down.first, left + resize->across.last,
+                           top + resize->down.last};
     size_t area = (size_t)(resize->region.right - resize->region.left) * (size_t)(resize->region.bottom - resize->region.top);
     if (area > MOST_PIXELS) {
         scratch->problem = "a very large region";
@@ -57,12 +58,11 @@ static int finish(Scratch *scratch, const Cut *cut, const Resize *resize, Rows *
     const Weights *across = &resize->across, *down = &resize->down;
     const Box *region = &resize->region;
     int bands = rows->bands, width = cut->width, count = region->bottom - region->top;
-    int in_width = cut->box.right - cut->box.left, in_height = cut->box.bottom - cut->box.top;
     size_t columns = (size_t)(region->right - region->left), plane = (size_t)width * (size_t)cut->height;
     size_t stride = (columns + (size_t)across->taps + SLACK + 63) / 64 * 64, whole = stride * (size_t)bands;
     size_t passed_row = (size_t)width * (size_t)bands;
-    int tall = in_height > cut->resized_height && in_height - cut->resized_height > 2 * (in_width - cut->resized_width);
-    int down_first = cut->tall_first && tall;
+    int shorter = resize->height - cut->resized_height, narrower = resize->width - cut->resized_width;
+    int down_first = cut->tall_first && shorter > 0 && shorter > 2 * narrower;
     uint8_t *lines = grown(&scratch->rows, down_first ? whole * (size_t)count + SLACK : whole + SLACK);
     uint8_t *passed = grown(&scratch->passed, passed_row * (size_t)(down_first ? 1 : count) + SLACK);
     uint8_t *ready = grown(&scratch->ready, (down_first ? whole : passed_row) + SLACK);
@@ -90,6 +90,8 @@ static int finish(Scratch *scratch, const Cut *cut, const Resize *resize, Rows *
     return FINE;
 }
 
+static Stretch whole(int size) { return (Stretch){0, size, 0, size}; }
+
 static int inside(const Cut *cut, int width, int height) {
     const Box *box = &cut->box;
     return box->left >= 0 && box->top >= 0 && box->left < box->right && box->top < box->bottom && box->right <= width &&
@@ -110,7 +112,9 @@ int view_jpeg(Scratch *scratch, const uint8_t *data, size_t size, const uint8_t 
         scratch->problem = "colour where grey is wanted";
         return UNSUPPORTED;
     }
-    if ((how = begin(scratch, cut, &resize))) return how;
+    const Box *box = &cut->box;
+    how = begin(scratch, cut, whole(box->right - box->left), whole(box->bottom - box->top), box->left, box->top, &resize);
+    if (how) return how;
     Rows rows = {.jpeg = &jpeg, .bands = jpeg.components};
     if ((how = jpeg_planes(scratch, &jpeg, data, resize.region, marks, marked, rows.planes))) return how;
     return finish(scratch, cut, &resize, &rows, out);
@@ -122,8 +126,41 @@ int view_pixels(Scratch *scratch, const uint8_t *pixels, int width, int height, 
         scratch->problem = "it has another size";
         return DAMAGED;
     }
-    int how = begin(scratch, cut, &resize);
+    const Box *box = &cut->box;
+    int how = begin(scratch, cut, whole(box->right - box->left), whole(box->bottom - box->top), box->left, box->top, &resize);
     if (how) return how;
     Rows rows = {.pixels = pixels, .width = width, .channels = channels, .bands = channels};
     return finish(scratch, cut, &resize, &rows, out);
+}
+
+int view_planar(Scratch *scratch, const uint8_t *planes, int width, int height, const Cut *cut, uint8_t *out) {
+    size_t plane = (size_t)cut->width * (size_t)cut->height;
+    const Box *box = &cut->box;
+    if (!inside(cut, width, height)) {
+        scratch->problem = "it has another size";
+        return DAMAGED;
+    }
+    uint8_t *made = grown(&scratch->plane, 3 * plane);
+    if (!made) {
+        scratch->problem = "no memory";
+        return NO_MEMORY;
+    }
+    for (int part = 0; part < 3; part++) {
+        int each = part ? 2 : 1; /* pixels of a sample */
+        Cut its = *cut;
+        its.channels = 1;
+        int left = box->left / each, top = box->top / each;
+        Stretch across = {0, (box->right + each - 1) / each - left, (double)box->left / each - left,
+                          (double)box->right / each - left};
+        Stretch down = {0, (box->bottom + each - 1) / each - top, (double)box->top / each - top,
+                        (double)box->bottom / each - top};
+        Rows rows = {.pixels = planes, .width = (width + each - 1) / each, .channels = 1, .bands = 1};
+        Resize resize;
+        int how = begin(scratch, &its, across, down, left, top, &resize);
+        if (!how) how = finish(scratch, &its, &resize, &rows, made + (size_t)part * plane);
+        if (how) return how;
+        planes += (size_t)rows.width * (size_t)((height + each - 1) / each);
+    }
+    colours(made, made + plane, made + 2 * plane, (int)plane, out, out + plane, out + 2 * plane);
+    return FINE;
 }
