@@ -50,6 +50,7 @@ class Data(Table):
     centre_share: Annotated[float, Field(gt=0, le=1)] = 0.875  # centre crop: its side in the resized image's short side
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of each channel, in [0, 1]; ImageNet's, as timm
     std: tuple[Annotated[float, Field(gt=0)], ...] = (0.229, 0.224, 0.225)
+    repeats: Positive = 1  # crops of an image in a row, of one decode; an epoch is as many crops as there are images
     global_batch: Positive = 4096  # images an optimizer step, on any number of ranks
     micro_batch: Positive = 64  # images at once on one rank; the rest is accumulated
     workers: Annotated[int, Field(ge=0)] = 8  # decoding threads a rank

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
@@ -173,3 +174,23 @@ def test_shards_of_before_there_were_marks_are_read(images: Path, tmp_path: Path
     (shards / "manifest.json").write_text(json.dumps(manifest))
     assert Manifest.load(shards).split("train").marks is None
     assert len(batches(shards)) == 6
+
+
+def test_repeats_are_crops_of_one_image_in_a_row(images: Path, tmp_path: Path) -> None:
+    shards = built(images, tmp_path / "shards")
+
+    def first(repeats: int, micro_batch: int, start: int = 0) -> list[Batch]:
+        data = recipe.Data(size=32, workers=2, repeats=repeats)
+        stream = open_stream(shards, "train", data, seed=1, share=Share(micro_batch=micro_batch), catalog=Catalog())
+        taken = list(itertools.islice(stream.batches(start), 24 // micro_batch))
+        stream.close()
+        return taken
+
+    once, thrice = first(1, 8), first(3, 24)
+    numbers = thrice[0].numbers.reshape(8, 3)
+    assert numbers.equal(once[0].numbers[:, None].expand(8, 3))
+    assert len({crop.numpy().tobytes() for crop in thrice[0].pixels}) == 24
+    # A crop depends on its place alone: on no other of its image, and on no border between batches.
+    halves = torch.cat([batch.pixels for batch in first(3, 4)])
+    assert halves.equal(thrice[0].pixels)
+    assert first(3, 8, start=8)[0].pixels.equal(thrice[0].pixels[8:16])

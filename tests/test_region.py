@@ -56,7 +56,7 @@ def by_region(
 ) -> np.ndarray | None:
     width, height = Image.open(io.BytesIO(data)).size
     out = np.full((channels, *size), 7, np.uint8)
-    known = region.view(Stored(data, "jpeg", width, height), marks, cut, out, resampling)
+    known = region.views(Stored(data, "jpeg", width, height), marks, [cut], out[None], resampling)
     return out if known else None
 
 
@@ -135,7 +135,7 @@ def test_raw_pixels_are_viewed_as_pillow_does() -> None:
         native.vectors(tier)
         for cut in (crops.Cut((3, 4, 61, 40), None, True), crops.centre(70, 50, (24, 24), 0.875)):
             out = np.empty((3, 24, 24), np.uint8)
-            assert region.view(stored, None, cut, out, BICUBIC)
+            assert region.views(stored, None, [cut], out[None], BICUBIC)
             expected = decode.view(Image.fromarray(array), cut, (24, 24), BICUBIC).transpose(2, 0, 1)
             np.testing.assert_array_equal(out, expected)
 
@@ -153,7 +153,7 @@ def test_planes_are_viewed_as_their_reference_does(data: st.DataObject) -> None:
     for tier in (2, 1, 0):
         native.vectors(tier)
         out = np.empty((3, *size), np.uint8)
-        assert region.view(stored, None, cut, out, resampling)
+        assert region.views(stored, None, [cut], out[None], resampling)
         np.testing.assert_array_equal(out, expected)
 
 
@@ -193,6 +193,9 @@ def test_what_it_does_not_read_is_left_to_pillow(kind: str) -> None:
     assert by_region(encoded, crops.Cut((0, 0, 40, 30)), (16, 16), resampling, channels) is None
 
 
+PLACES = (((5, 6, 60, 41), (32, 32), (0, 0), False),)
+
+
 def test_damage_is_an_error_or_a_picture_and_never_more(tmp_path: Path) -> None:
     draw = np.random.default_rng(5)
     kinds = [{"subsampling": s, **extra} for s in SAMPLINGS for extra in ({}, {"restart_marker_blocks": 3})]
@@ -209,9 +212,7 @@ def test_damage_is_an_error_or_a_picture_and_never_more(tmp_path: Path) -> None:
         if case % 4 == 0:
             marks[int(draw.integers(0, len(marks)))] ^= 1 << int(draw.integers(0, 8))
         try:
-            read = native.view_jpeg(
-                bytes(data), bytes(marks) if case % 2 else None, out, (5, 6, 60, 41), (32, 32), (0, 0), False, 1, True
-            )
+            read = native.view_jpeg(bytes(data), bytes(marks) if case % 2 else None, out[None], PLACES, 1, True)
             outcomes["picture" if read else "left"] += 1
         except ValueError:
             outcomes["refused"] += 1
@@ -228,14 +229,15 @@ def test_damage_is_an_error_or_a_picture_and_never_more(tmp_path: Path) -> None:
         {"origin": (1, 0)},
         {"origin": (-1, 0)},
         {"filter": 3},
-        {"out": np.empty((2, 32, 32), np.uint8)},
-        {"out": np.empty((3, 32, 32), np.uint16)},
-        {"out": np.empty((32, 32), np.uint8)},
+        {"out": np.empty((1, 2, 32, 32), np.uint8)},
+        {"out": np.empty((2, 3, 32, 32), np.uint8)},
+        {"out": np.empty((1, 3, 32, 32), np.uint16)},
+        {"out": np.empty((3, 32, 32), np.uint8)},
     ],
 )
 def test_a_view_that_makes_no_sense_is_refused(change: dict[str, object]) -> None:
     given: dict[str, object] = {
-        "out": np.empty((3, 32, 32), np.uint8),
+        "out": np.empty((1, 3, 32, 32), np.uint8),
         "box": (0, 0, 64, 48),
         "resized": (32, 32),
         "origin": (0, 0),
@@ -243,9 +245,28 @@ def test_a_view_that_makes_no_sense_is_refused(change: dict[str, object]) -> Non
     } | change
     with pytest.raises(ValueError, match=r"out must|lies? in|lie in|size|filter"):
         native.view_jpeg(
-            jpeg(pixels(64, 48)), None, given["out"], given["box"], given["resized"], given["origin"], False,
-            given["filter"], True,
-        )  # fmt: skip
+            jpeg(pixels(64, 48)),
+            None,
+            given["out"],
+            ((given["box"], given["resized"], given["origin"], False),),
+            given["filter"],
+            True,
+        )
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_several_views_of_one_decode_are_those_of_several(data: st.DataObject) -> None:
+    draw = data.draw
+    width, height = draw(st.integers(5, 120)), draw(st.integers(5, 120))
+    encoded = jpeg(pixels(width, height), subsampling=draw(st.sampled_from(SAMPLINGS)))
+    size = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    several = [draw(cuts(width, height, size)) for _ in range(draw(st.integers(1, 5)))]
+    marks = region.marks_of(encoded) if draw(st.booleans()) else None
+    out = np.empty((len(several), 3, *size), np.uint8)
+    assert region.views(Stored(encoded, "jpeg", width, height), marks, several, out, BICUBIC)
+    for cut, view in zip(several, out, strict=True):
+        np.testing.assert_array_equal(view, by_pillow(encoded, cut, size, BICUBIC))
 
 
 def test_checksums_are_zlibs() -> None:

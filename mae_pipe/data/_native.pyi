@@ -9,15 +9,15 @@ def view_jpeg(
     data: Buffer,
     marks: Buffer | None,
     out: Buffer,
-    box: Box,
-    resized: Pair,
-    origin: Pair,
-    mirrored: bool,
+    cuts: tuple[tuple[Box, Pair, Pair, bool], ...],
     filter: int,
     tall_first: bool,
     /,
 ) -> bool:
-    """Fill ``out``, [1 or 3, H, W]; False for a kind of JPEG that is left to others.
+    """Fill ``out``, [views, 1 or 3, H, W], of one decode; False for a kind of JPEG that is left to others.
+
+    A cut is a box of the image, the (width, height) that it is resized to, the (left, top) in that where the view
+    begins, and whether it is mirrored.
 
     Raises:
         ValueError: the file is damaged.

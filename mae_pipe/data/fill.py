@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from mae_pipe.data.manifest import Labels
 from mae_pipe.data.shelf import Shelf
 
 Numbers = NDArray[np.int64]
+AT_ONCE = 16  # views of one decode
 
 
 class Filler:
@@ -53,27 +54,33 @@ class Filler:
         view, maps = pixels.numpy(), labels.numpy() if self._kind == "map" else None
 
         def fill(places: Iterable[int]) -> None:
-            for place in places:
-                number = int(numbers[place])
+            for number, run in _runs(places, numbers):
                 if number < 0:
-                    view[place] = 0
+                    view[run] = 0
                     continue
-                self._view(number, cuts[place], view[place])
-                if jittered:
-                    seen = view[place].transpose(1, 2, 0)
-                    view[place] = jitter.jittered(seen, order[place], factors[place], self._jitter).transpose(2, 0, 1)
-                if maps is not None:
-                    map_ = decode.map_of(self._shelf.read_map(number))
-                    maps[place] = decode.view(map_, cuts[place], self._data.sides, decode.FILTERS["nearest"])[..., 0]
+                self._view(number, cuts[run], view[run])
+                for place in range(run.start, run.stop):
+                    if jittered:
+                        seen = view[place].transpose(1, 2, 0)
+                        view[place] = jitter.jittered(seen, order[place], factors[place], self._jitter).transpose(
+                            2, 0, 1
+                        )
+                    if maps is not None:
+                        map_ = decode.map_of(self._shelf.read_map(number))
+                        maps[place] = decode.view(map_, cuts[place], self._data.sides, decode.FILTERS["nearest"])[
+                            ..., 0
+                        ]
 
         return batch, fill
 
-    def _view(self, number: int, cut: crops.Cut, out: NDArray[np.uint8]) -> None:
-        """Fill ``out``, [C, H, W], with the cut of one image."""
+    def _view(self, number: int, cuts: Sequence[crops.Cut], out: NDArray[np.uint8]) -> None:
+        """Fill ``out``, [views, C, H, W], with cuts of one image, which is decoded once."""
         stored = self._shelf.read(number)
-        if not region.view(stored, self._shelf.marks(number), cut, out, self._filter):
+        if region.views(stored, self._shelf.marks(number), cuts, out, self._filter):
+            return
+        for cut, view in zip(cuts, out, strict=True):
             seen = decode.view_of(stored, self._data.channels, cut, self._data.sides, self._filter)
-            out[:] = seen.transpose(2, 0, 1)
+            view[:] = seen.transpose(2, 0, 1)
 
     def _labels(self, numbers: Numbers) -> Tensor:
         """Those of ``Batch``; maps are filled in later."""
@@ -107,3 +114,15 @@ class Filler:
         else:
             cuts = [crops.centre(w, h, data.sides, data.centre_share) for w, h in sizes]
         return [cut._replace(mirrored=flip) for cut, flip in zip(cuts, mirrored, strict=True)]
+
+
+def _runs(places: Iterable[int], numbers: Numbers) -> Iterator[tuple[int, slice]]:
+    """Neighbouring places of the same image: its number, and where they are."""
+    begun: list[int] = []
+    for place in places:
+        if begun and (place != begun[-1] + 1 or numbers[place] != numbers[begun[0]] or len(begun) == AT_ONCE):
+            yield int(numbers[begun[0]]), slice(begun[0], begun[-1] + 1)
+            begun = []
+        begun.append(place)
+    if begun:
+        yield int(numbers[begun[0]]), slice(begun[0], begun[-1] + 1)

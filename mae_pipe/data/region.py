@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Sequence
 from types import ModuleType
 
 import numpy as np
@@ -65,24 +66,37 @@ def marks_of(data: bytes) -> bytes | None:
     return found
 
 
-def view(
-    stored: Stored, marks: bytes | None, cut: crops.Cut, out: NDArray[np.uint8], resampling: Image.Resampling
+def views(
+    stored: Stored,
+    marks: bytes | None,
+    cuts: Sequence[crops.Cut],
+    out: NDArray[np.uint8],
+    resampling: Image.Resampling,
 ) -> bool:
-    """Fill ``out``, [C, H, W], with the cut of an image; False where that is left to Pillow."""
-    if _native is None or resampling not in FILTERS or out.shape[0] not in (1, 3):
+    """Fill ``out``, [views, C, H, W], with cuts of one image, decoded once; False where that is left to Pillow."""
+    if _native is None or resampling not in FILTERS or out.shape[1] not in (1, 3):
         return False
-    if cut.resized is None:
-        place = cut.box, (out.shape[2], out.shape[1]), (0, 0)
-    else:
-        place = (0, 0, stored.width, stored.height), cut.resized, cut.box[:2]
-    how = *place, cut.mirrored, FILTERS[resampling], TALL_FIRST
+    places = tuple(_place(cut, stored, out.shape[2:]) for cut in cuts)
+    how = FILTERS[resampling], TALL_FIRST
     try:
         if stored.encoding == "jpeg":
-            return bool(_native.view_jpeg(stored.data, marks, out, *how))
-        if stored.encoding == "raw":
-            return bool(_native.view_pixels(stored.data, stored.width, stored.height, 3, out, *how))
-        if stored.encoding == "yuv420":
-            return bool(_native.view_planar(stored.data, stored.width, stored.height, out, *how))
+            return bool(_native.view_jpeg(stored.data, marks, out, places, *how))
+        if stored.encoding not in ("raw", "yuv420"):
+            return False
+        for place, view in zip(places, out, strict=True):
+            if stored.encoding == "raw":
+                known = _native.view_pixels(stored.data, stored.width, stored.height, 3, view, *place, *how)
+            else:
+                known = _native.view_planar(stored.data, stored.width, stored.height, view, *place, *how)
+            if not known:
+                return False
     except ValueError:  # Pillow has the last word on what is damaged
         return False
-    return False
+    return True
+
+
+def _place(cut: crops.Cut, stored: Stored, size: tuple[int, ...]) -> tuple[object, ...]:
+    """As the extension takes it."""
+    if cut.resized is None:
+        return cut.box, (size[1], size[0]), (0, 0), cut.mirrored
+    return (0, 0, stored.width, stored.height), cut.resized, cut.box[:2], cut.mirrored

@@ -69,13 +69,16 @@ class Stream:
         return self.shelf.index
 
     def batches(self, start: int = 0) -> Iterator[Batch]:
-        """Endless micro-batches, as if the job had consumed ``start`` images."""
+        """Endless micro-batches, as if the job had consumed ``start`` images.
+
+        Where ``data.repeats`` is k, k neighbours are crops of one image, which is decoded once.
+        """
 
         def plan() -> Iterator[tuple[Numbers, Numbers]]:
             at = start
             while True:
                 positions = self.share.positions(at)
-                yield self.rows[self._order.at(positions)], positions
+                yield self.rows[self._order.at(positions // self.data.repeats)], positions
                 at += self.share.advance
 
         return ahead.run(plan(), self._filler, self.data.workers)

@@ -29,15 +29,16 @@ static PyObject *answer(const Scratch *scratch, int how) {
     return NULL;
 }
 
-/* The cut of a view into `out`, [channels][height][width]; 0 with an exception where it makes no sense. */
-static int complete(Cut *cut, const Py_buffer *out) {
-    const Py_ssize_t most = 1 << 16;
-    if (out->ndim != 3 || out->itemsize != 1 || (out->shape[0] != 1 && out->shape[0] != 3) || out->shape[1] < 1 ||
-        out->shape[2] < 1 || out->shape[1] >= most || out->shape[2] >= most) {
-        PyErr_SetString(PyExc_ValueError, "out must be [1 or 3, height, width] of bytes");
+/* The cut of a view into `out`, [(views,) channels, height, width]; 0 with an exception where it makes no sense. */
+static int complete(Cut *cut, const Py_buffer *out, int views) {
+    const Py_ssize_t most = 1 << 16, *shape = out->shape + (views >= 0);
+    if (out->ndim != 3 + (views >= 0) || out->itemsize != 1 || (views >= 0 && out->shape[0] != views) ||
+        (shape[0] != 1 && shape[0] != 3) || shape[1] < 1 || shape[2] < 1 || shape[1] >= most || shape[2] >= most) {
+        PyErr_SetString(PyExc_ValueError, views < 0 ? "out must be [1 or 3, height, width] of bytes"
+                                                    : "out must be [views, 1 or 3, height, width] of bytes");
         return 0;
     }
-    cut->channels = (int)out->shape[0], cut->height = (int)out->shape[1], cut->width = (int)out->shape[2];
+    cut->channels = (int)shape[0], cut->height = (int)shape[1], cut->width = (int)shape[2];
     if (cut->resized_width < 1 || cut->resized_height < 1 || cut->resized_width >= most || cut->resized_height >= most ||
         cut->from_x < 0 || cut->from_y < 0 || cut->from_x > cut->resized_width - cut->width ||
         cut->from_y > cut->resized_height - cut->height) {
@@ -60,19 +61,33 @@ static int writable(PyObject *object, Py_buffer *out) {
     &(cut).box.left, &(cut).box.top, &(cut).box.right, &(cut).box.bottom, &(cut).resized_width,               \
         &(cut).resized_height, &(cut).from_x, &(cut).from_y, &(cut).mirrored, &(cut).filter, &(cut).tall_first
 
+#define MOST_VIEWS 64
+
 static PyObject *py_view_jpeg(PyObject *self, PyObject *args) {
     Py_buffer data, marks = {0}, out = {0};
-    Cut cut;
-    PyObject *made = NULL, *object;
+    Cut cuts[MOST_VIEWS];
+    PyObject *made = NULL, *object, *list;
+    int filter, tall_first;
     (void)self;
-    if (!PyArg_ParseTuple(args, "y*z*O" CUT, &data, &marks, &object, CUT_PLACES(cut))) return NULL;
-    if (writable(object, &out) && complete(&cut, &out)) {
+    if (!PyArg_ParseTuple(args, "y*z*OO!ip", &data, &marks, &object, &PyTuple_Type, &list, &filter, &tall_first)) return NULL;
+    int count = (int)PyTuple_Size(list), sensible = count > 0 && count <= MOST_VIEWS && writable(object, &out);
+    if (count < 1 || count > MOST_VIEWS) PyErr_SetString(PyExc_ValueError, "out must have 1 to 64 views");
+    for (int i = 0; sensible && i < count; i++) {
+        Cut *cut = &cuts[i];
+        cut->filter = filter, cut->tall_first = tall_first;
+        sensible = PyArg_ParseTuple(PyTuple_GetItem(list, i), "(iiii)(ii)(ii)p", &cut->box.left, &cut->box.top,
+                                    &cut->box.right, &cut->box.bottom, &cut->resized_width, &cut->resized_height,
+                                    &cut->from_x, &cut->from_y, &cut->mirrored) &&
+                   complete(cut, &out, count);
+    }
+    if (sensible) {
         Scratch *scratch;
         int how = NO_MEMORY;
         Py_BEGIN_ALLOW_THREADS;
         scratch = scratch_of_thread();
         if (scratch)
-            how = view_jpeg(scratch, data.buf, (size_t)data.len, marks.buf, marks.buf ? (size_t)marks.len : 0, &cut, out.buf);
+            how = view_jpeg(scratch, data.buf, (size_t)data.len, marks.buf, marks.buf ? (size_t)marks.len : 0, cuts, count,
+                            out.buf);
         Py_END_ALLOW_THREADS;
         made = answer(scratch, how);
     }
@@ -101,7 +116,7 @@ static PyObject *uncompressed(PyObject *args, int planar) {
     }
     if (!sensible || data.len != wanted) {
         PyErr_SetString(PyExc_ValueError, "the image has another size in bytes");
-    } else if (writable(object, &out) && complete(&cut, &out)) {
+    } else if (writable(object, &out) && complete(&cut, &out, -1)) {
         Scratch *scratch;
         int how = channels == 3 && cut.channels == 1 ? UNSUPPORTED : NO_MEMORY;
         Py_BEGIN_ALLOW_THREADS;

@@ -129,8 +129,9 @@ typedef struct {
     int tall_first;                 /* whether tall images are resized down first, as Pillow 13 does */
 } Cut;
 
-int view_jpeg(Scratch *scratch, const uint8_t *data, size_t size, const uint8_t *marks, size_t marked, const Cut *cut,
-              uint8_t *out);
+/* `count` views of one decode; each has its size in `out`, one after the other. */
+int view_jpeg(Scratch *scratch, const uint8_t *data, size_t size, const uint8_t *marks, size_t marked, const Cut *cuts,
+              int count, uint8_t *out);
 /* Of YCbCr planes, one after the other, those of chroma half as wide and high (rounded up). */
 int view_planar(Scratch *scratch, const uint8_t *planes, int width, int height, const Cut *cut, uint8_t *out);
 /* Of [height][width][channels] pixels. */

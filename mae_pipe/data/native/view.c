@@ -98,26 +98,52 @@ static int inside(const Cut *cut, int width, int height) {
            box->bottom <= height;
 }
 
-int view_jpeg(Scratch *scratch, const uint8_t *data, size_t size, const uint8_t *marks, size_t marked, const Cut *cut,
-              uint8_t *out) {
+/* What of the image the views depend on, together. */
+static Box joined(Box one, Box other) {
+    if (other.left < one.left) one.left = other.left;
+    if (other.top < one.top) one.top = other.top;
+    if (other.right > one.right) one.right = other.right;
+    if (other.bottom > one.bottom) one.bottom = other.bottom;
+    return one;
+}
+
+static int begin_whole(Scratch *scratch, const Cut *cut, Resize *resize) {
+    const Box *box = &cut->box;
+    return begin(scratch, cut, whole(box->right - box->left), whole(box->bottom - box->top), box->left, box->top, resize);
+}
+
+int view_jpeg(Scratch *scratch, const uint8_t *data, size_t size, const uint8_t *marks, size_t marked, const Cut *cuts,
+              int count, uint8_t *out) {
     Jpeg jpeg;
     Resize resize;
+    Box region = {0};
     int how = jpeg_header(scratch, data, size, &jpeg);
     if (how) return how;
-    if (!inside(cut, jpeg.width, jpeg.height)) {
-        scratch->problem = "it has another size";
-        return DAMAGED;
-    }
-    if (jpeg.components == 3 && cut->channels == 1) {
+    if (jpeg.components == 3 && cuts->channels == 1) {
         scratch->problem = "colour where grey is wanted";
         return UNSUPPORTED;
     }
-    const Box *box = &cut->box;
-    how = begin(scratch, cut, whole(box->right - box->left), whole(box->bottom - box->top), box->left, box->top, &resize);
-    if (how) return how;
+    for (int i = 0; i < count; i++) {
+        if (!inside(&cuts[i], jpeg.width, jpeg.height)) {
+            scratch->problem = "it has another size";
+            return DAMAGED;
+        }
+        if ((how = begin_whole(scratch, &cuts[i], &resize))) return how;
+        region = i ? joined(region, resize.region) : resize.region;
+    }
+    size_t area = (size_t)(region.right - region.left) * (size_t)(region.bottom - region.top);
+    if (area > MOST_PIXELS) {
+        scratch->problem = "a very large region";
+        return UNSUPPORTED;
+    }
     Rows rows = {.jpeg = &jpeg, .bands = jpeg.components};
-    if ((how = jpeg_planes(scratch, &jpeg, data, resize.region, marks, marked, rows.planes))) return how;
-    return finish(scratch, cut, &resize, &rows, out);
+    if ((how = jpeg_planes(scratch, &jpeg, data, region, marks, marked, rows.planes))) return how;
+    for (int i = 0; i < count; i++) {
+        if (count > 1 && (how = begin_whole(scratch, &cuts[i], &resize))) return how; /* the weights are the last view's */
+        if ((how = finish(scratch, &cuts[i], &resize, &rows, out))) return how;
+        out += (size_t)cuts[i].channels * (size_t)cuts[i].height * (size_t)cuts[i].width;
+    }
+    return FINE;
 }
 
 int view_pixels(Scratch *scratch, const uint8_t *pixels, int width, int height, int channels, const Cut *cut, uint8_t *out) {
@@ -126,8 +152,7 @@ int view_pixels(Scratch *scratch, const uint8_t *pixels, int width, int height, 
         scratch->problem = "it has another size";
         return DAMAGED;
     }
-    const Box *box = &cut->box;
-    int how = begin(scratch, cut, whole(box->right - box->left), whole(box->bottom - box->top), box->left, box->top, &resize);
+    int how = begin_whole(scratch, cut, &resize);
     if (how) return how;
     Rows rows = {.pixels = pixels, .width = width, .channels = channels, .bands = channels};
     return finish(scratch, cut, &resize, &rows, out);
