@@ -20,10 +20,17 @@ if TYPE_CHECKING:
     from mae_pipe.contracts import Target as Target
     from mae_pipe.contracts import View as View
     from mae_pipe.data.batch import Batch as Batch
+    from mae_pipe.data.refusal import Refusal as Refusal
     from mae_pipe.data.sample import Placed as Placed
     from mae_pipe.data.sample import Sample as Sample
     from mae_pipe.data.sample import ShardFormat as ShardFormat
     from mae_pipe.data.sample import ShardReader as ShardReader
+    from mae_pipe.data.sources import Asked as Asked
+    from mae_pipe.data.sources import ImageSource as ImageSource
+    from mae_pipe.data.sources import Item as Item
+    from mae_pipe.data.sources import Origin as Origin
+    from mae_pipe.data.sources import read_file as read_file
+    from mae_pipe.data.sources import stamp_of as stamp_of
     from mae_pipe.errors import DataError as DataError
     from mae_pipe.errors import MaePipeError as MaePipeError
     from mae_pipe.errors import PluginError as PluginError
@@ -38,16 +45,21 @@ if TYPE_CHECKING:
 VERSION = (1, 0)
 
 _HOME = {
+    "Asked": "mae_pipe.data.sources",
     "Batch": "mae_pipe.data.batch",
     "Catalog": "mae_pipe.catalog",
     "DataError": "mae_pipe.errors",
     "Grid": "mae_pipe.contracts",
     "Head": "mae_pipe.contracts",
+    "ImageSource": "mae_pipe.data.sources",
+    "Item": "mae_pipe.data.sources",
     "MaePipeError": "mae_pipe.errors",
     "Mask": "mae_pipe.masking",
     "MaskSampler": "mae_pipe.contracts",
+    "Origin": "mae_pipe.data.sources",
     "Placed": "mae_pipe.data.sample",
     "PluginError": "mae_pipe.errors",
+    "Refusal": "mae_pipe.data.refusal",
     "Rng": "mae_pipe.rng",
     "Sample": "mae_pipe.data.sample",
     "ShardFormat": "mae_pipe.data.sample",
@@ -59,6 +71,8 @@ _HOME = {
     "load_tokenizer": "mae_pipe.tokenizer.folder",
     "patchify": "mae_pipe.patches",
     "plugin": "mae_pipe.catalog",
+    "read_file": "mae_pipe.data.sources",
+    "stamp_of": "mae_pipe.data.sources",
     "unpatchify": "mae_pipe.patches",
 }
 

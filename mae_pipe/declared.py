@@ -14,8 +14,16 @@ from pathlib import Path
 
 from mae_pipe.docstrings import said_of
 
-KINDS = {"MaskSampler": "mask", "Target": "target", "Head": "head", "Method": "method", "ShardFormat": "shards"}
+KINDS = {
+    "MaskSampler": "mask",
+    "Target": "target",
+    "Head": "head",
+    "Method": "method",
+    "ShardFormat": "shards",
+    "ImageSource": "source",
+}
 GIVEN = {
+    "source": {"path"},
     "target": {"view"},
     "head": {"width", "classes", "class_tokens", "view"},
 }  # by name to ``__init__``: no options

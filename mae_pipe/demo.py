@@ -22,7 +22,7 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.data.index import SampleIndex
 from mae_pipe.data.manifest import NAME as MANIFEST
 from mae_pipe.data.manifest import Manifest
-from mae_pipe.data.scan import SPLITS
+from mae_pipe.data.sources import ImageSource
 from mae_pipe.disk import write_whole, writing
 from mae_pipe.errors import DataError, PluginError, RunError, TrainingError
 
@@ -147,7 +147,7 @@ def _shard(images: Path, out: Path, name: str, catalog: Catalog) -> str:
     from mae_pipe.verifying import verify
 
     if not (out / MANIFEST).is_file():
-        split_already = any((images / split).is_dir() for split in SPLITS)
+        split_already = any((images / split).is_dir() for split in ImageSource.SPLITS)
         build(images, out, format=name, catalog=catalog, splits=() if split_already else ("val=0.1",))
     damage = verify(out, catalog=catalog)
     if damage:

@@ -7,9 +7,11 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import PIL
 
@@ -21,10 +23,12 @@ from mae_pipe.data.crew import make_all
 from mae_pipe.data.listing import Listing
 from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.merge import merge
+from mae_pipe.data.parts import reader
 from mae_pipe.data.place import check_places, claimed, clear, disk_error
 from mae_pipe.data.plan import File, Plan, Run
 from mae_pipe.data.sample import ShardFormat
 from mae_pipe.data.scan import scan
+from mae_pipe.data.sources import FALLBACK, recognised
 from mae_pipe.errors import DataError
 
 PER_SHARD = 2000
@@ -52,6 +56,8 @@ def build(
     class_names: Path | None = None,
     planes: bool = False,
     marks: bool = True,
+    source_name: str | None = None,
+    source_options: Mapping[str, Any] = MappingProxyType({}),
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -72,12 +78,15 @@ def build(
         class_names: a file of the names of the maps' classes, or without maps of the table's, in their order.
         planes: store images without compression, as planes of YCbCr 4:2:0 (``planar.py``).
         marks: note where the rows of blocks of JPEGs begin (``marks.py``), if this machine can.
+        source_name: a plugin of kind ``source``; default: the one that recognises ``source``.
+        source_options: of that plugin.
         overwrite: replace what earlier builds left in ``out``; without it, new splits may join them.
     """
     writer: ShardFormat = catalog.build("shards", format, {})  # a format that is not there should not cost a scan
     check_places(source, out)
     per_shard = per_shard or PER_SHARD
-    _check(source, quality, channels, value_range, labels, maps, class_names)
+    source_name = source_name or recognised(source, catalog)
+    _check(source, source_name, quality, channels, value_range, labels, maps, class_names)
     if planes and not writer.planes:
         raise DataError(f"--planes is not for {format} shards; leave --format out, or --planes")
     if planes and (quality or channels not in (None, 3)):
@@ -100,6 +109,8 @@ def build(
         **({} if class_names is None else {"class_names": _hash(class_names)}),
         **({"marks": True} if marks else {}),
         **({"planes": True} if planes else {}),
+        **({} if source_name == FALLBACK else {"source": source_name}),
+        **({"source_options": dict(source_options)} if source_options else {}),
     }
     plan = Plan(
         out,
@@ -111,8 +122,18 @@ def build(
         maps,
         names if maps else None,
         marks,
+        source_name,
+        source,
+        json.dumps(dict(source_options), sort_keys=True),
     )
-    found = scan(source, splits, arrays=bool(channels or value_range), classes=labels is None)
+    reader.cache_clear()
+    found = scan(
+        reader(plan),
+        splits,
+        arrays=bool(channels or value_range),
+        classes=labels is None,
+        names=None if maps else names,
+    )
     lists: list[tables.Lists | None] = [None] * len(found.splits)
     if labels:
         found.classes, lists[:] = tables.read(labels, found.splits, None if maps else names)
@@ -138,11 +159,15 @@ def build(
         shutil.rmtree(out / record.FOLDER)
     except OSError as error:
         raise disk_error(out, error, found, counted[0], total) from error
+    finally:
+        found.reader.close()
+        reader.cache_clear()
     return manifest
 
 
 def _check(
     source: Path,
+    source_name: str,
     quality: int | None,
     channels: int | None,
     value_range: tuple[float, float] | None,
@@ -159,7 +184,7 @@ def _check(
         raise DataError(f"{maps} is not a folder; give the folder that holds the maps")
     if maps and source.resolve() in (maps.resolve(), *maps.resolve().parents):
         raise DataError(f"{maps} lies inside {source}, so its maps would be taken for images; move one of them away")
-    if class_names and not (maps or labels):
+    if class_names and not (maps or labels) and source_name == FALLBACK:
         raise DataError("--class-names are the names of classes in maps or in a table; give --maps or --labels too")
 
 
@@ -187,10 +212,10 @@ class _Slice:
     def run(self) -> Run:
         listing, lists = self.listing, self.lists
         files = [
-            File(listing.paths[n], listing.key(n), listing.labels[n], lists.of(n) if lists else None)
+            File(listing.paths[n], listing.key(n), listing.labels[n], lists.of(n) if lists else None, listing.place(n))
             for n in range(self.start, self.stop)
         ]
-        return Run(self.name, listing.folder, listing.prefix, files)
+        return Run(self.name, listing.prefix, files)
 
 
 def _slices(listing: Listing, lists: tables.Lists | None, per_shard: int) -> Iterator[_Slice]:

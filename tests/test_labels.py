@@ -23,6 +23,7 @@ from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.order import Share
 from mae_pipe.data.scan import scan
 from mae_pipe.data.shelf import Shelf
+from mae_pipe.data.sources import open_source
 from mae_pipe.data.stream import open_stream
 from mae_pipe.errors import DataError
 from mae_pipe.sharding import build
@@ -209,7 +210,7 @@ def test_any_table_gives_each_image_its_own_classes(tmp_path_factory: pytest.Tem
     if not folder.exists():
         paint(folder, *(f"{a}/{b}.png" for a in "abc" for b in range(9)))
     path = table(folder, "file,classes\n" + "".join(f"{name},{';'.join(names)}\n" for name, names in known.items()))
-    listings = scan(folder, classes=False).splits
+    listings = scan(open_source(folder, "folder", Catalog(), {}), classes=False).splits
     if not known:
         with pytest.raises(DataError, match="lists no image"):
             tables.read(path, listings, None)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,9 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.cli import _group
 from mae_pipe.data.index import SampleIndex
 from mae_pipe.data.manifest import Manifest
-from mae_pipe.data.scan import scan
+from mae_pipe.data.scan import Source
+from mae_pipe.data.scan import scan as scan_of
+from mae_pipe.data.sources import open_source
 from mae_pipe.errors import DataError, DiskError, MaePipeError
 from mae_pipe.sharding import build
 from mae_pipe.verifying import verify
@@ -54,6 +57,10 @@ def keys(out: Path, split: str = "train") -> list[str]:
 
 def labels(out: Path, split: str = "train") -> list[int]:
     return SampleIndex.load(out, Manifest.load(out).splits[split].index).label.tolist()
+
+
+def scan(folder: Path, splits: Sequence[str] = ()) -> Source:
+    return scan_of(open_source(folder, "folder", Catalog(), {}), splits)
 
 
 @pytest.fixture(scope="module")
@@ -244,7 +251,7 @@ def test_a_split_can_join_finished_shards(tmp_path: Path) -> None:
     ("names", "splits", "message"),
     [
         (["a/1.png", "train/1.png"], (), "not clear whether they are splits or classes"),
-        (["train/1.png", "val/1.png"], ("test=0.1",), "already has the split folders train, val"),
+        (["train/1.png", "val/1.png"], ("test=0.1",), "already has the splits train, val"),
         (["1.png"], ("val=2",), "expected a share between 0 and 1"),
         (["1.png"], ("val=0.6", "test=0.6"), "nothing would be left"),
         (["1.png"], ("../x",), "not understood"),
@@ -263,7 +270,7 @@ def test_what_cannot_be_scanned_is_said_in_a_sentence(tmp_path: Path, names: lis
 def test_where_shards_may_not_go_is_said_in_a_sentence(image_folder: Path, whole: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="lies inside"):
         make(image_folder, image_folder / "shards")
-    with pytest.raises(DataError, match="is not a folder"):
+    with pytest.raises(DataError, match="is not there"):
         make(tmp_path / "nowhere", tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")

@@ -96,6 +96,15 @@ FOLDER = click.Path(path_type=Path)
     default=True,
     help="Note where rows of JPEG blocks begin, so that crops decode faster; half a percent more bytes.  [default: on]",
 )
+@click.option(
+    "--source",
+    "source_name",
+    metavar="NAME",
+    help="How SRC is laid out: folder, zip, table, webdataset, parquet, imagenet, a plugin's.  [default: as it looks]",
+)
+@click.option(
+    "--set", "changes", multiple=True, metavar="KEY=VALUE", help="An option of the source, as label=fine_label."
+)
 @click.option("--overwrite", is_flag=True, help="Replace the shards that OUT holds.")
 @click.option("--plugin", "plugins", multiple=True, type=FOLDER, metavar="FILE", help="A Python file with plugins.")
 def shard(
@@ -115,16 +124,20 @@ def shard(
     class_names: Path | None,
     planes: bool,
     marks: bool,
+    source_name: str | None,
+    changes: tuple[str, ...],
     overwrite: bool,
     plugins: tuple[Path, ...],
 ) -> None:
-    """Build shards in OUT from the images below SRC.
+    """Build shards in OUT from the images in SRC.
 
-    SRC/CLASS/*.jpg has labels, SRC/*.jpg has none, SRC/train/... and SRC/val/... are splits. Every image is decoded
-    and checked: what cannot be used is named in OUT/manifest.json and counted below, and stops nothing. A build that
-    was stopped goes on where it was when the same command is given again.
+    SRC/CLASS/*.jpg has labels, SRC/*.jpg has none, SRC/train/... and SRC/val/... are splits. SRC may also be a zip of
+    such folders, a table (.csv, .jsonl), Parquet files, WebDataset tars, or ImageNet's own tars (docs/sources.md).
+    Every image is decoded and checked: what cannot be used is named in OUT/manifest.json and counted below, and stops
+    nothing. A build that was stopped goes on where it was when the same command is given again.
     """
     from mae_pipe.catalog import Catalog
+    from mae_pipe.options import parsed
     from mae_pipe.sharding import build
 
     began = time.monotonic()
@@ -148,6 +161,8 @@ def shard(
                 class_names=class_names,
                 planes=planes,
                 marks=marks,
+                source_name=source_name,
+                source_options=parsed(changes),
                 overwrite=overwrite,
                 progress=lambda done, refused, total: show(done, total, f"{refused:,} refused" if refused else ""),
             )

@@ -6,7 +6,6 @@ import os
 import re
 from array import array
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
@@ -39,30 +38,53 @@ class Listing:
     """The files of one split, in their order.
 
     Attributes:
-        folder: of the split; ``paths`` are relative to it.
-        prefix: of the folder in the source, for people; "" or "train/".
+        prefix: of the split's folder in the source, "" or "train/"; ``paths`` are relative to it.
         labels: a class number each, or -1.
+        places: where the source finds each; None: at its path.
         refused: what is no image file, and why.
     """
 
     split: str
-    folder: Path
     prefix: str
     labelled: bool
     paths: Strings = field(default_factory=Strings)
     labels: array[int] = field(default_factory=lambda: array("i"))
+    places: Strings | None = None
     refused: list[Refused] = field(default_factory=list)
     renamed: dict[int, str] = field(default_factory=dict)  # keys that had to differ from their path's
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def add(self, path: str, label: int) -> None:
+    def add(self, path: str, label: int, place: str = "") -> None:
+        """The next image; either all of a listing have a place or none has."""
+        if place and self.places is None and not len(self):
+            self.places = Strings()
+        if bool(place) != (self.places is not None):
+            raise ValueError("give a place for all items of a split, or for none")
         self.paths.append(path)
         self.labels.append(label)
+        if self.places is not None:
+            self.places.append(place)
+
+    def place(self, number: int) -> str:
+        """Where the source finds an image."""
+        return self.places[number] if self.places is not None else self.prefix + self.paths[number]
 
     def refuse(self, path: str, reason: str) -> None:
         self.refused.append(Refused(path=printable(self.prefix + path), reason=reason))
+
+    def without_unlabelled(self, reason: str) -> Listing:
+        """This listing; where images have labels, those that have none are refused."""
+        if not self.labelled or -1 not in self.labels:
+            return self
+        kept = Listing(self.split, self.prefix, self.labelled, refused=self.refused)
+        for number in range(len(self)):
+            if self.labels[number] < 0:
+                kept.refuse(self.paths[number], reason)
+            else:
+                kept.add(self.paths[number], self.labels[number], self.places[number] if self.places else "")
+        return kept
 
     def key(self, number: int) -> str:
         """Unique in the split: the path without its suffix, made of ``[A-Za-z0-9_/-]``."""

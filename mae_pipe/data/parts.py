@@ -6,9 +6,10 @@ the disk and renamed, so a shard file that has its name is whole, and a build th
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 import os
-import stat
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ import numpy as np
 
 from mae_pipe.catalog import Catalog
 from mae_pipe.data import record
-from mae_pipe.data.admit import BYTES, Admitted, Sums, admit
+from mae_pipe.data.admit import Admitted, Sums, admit
 from mae_pipe.data.index import SampleIndex
 from mae_pipe.data.listing import printable
 from mae_pipe.data.manifest import Refused, Shard
@@ -31,6 +32,7 @@ from mae_pipe.data.record import Part
 from mae_pipe.data.refusal import Refusal
 from mae_pipe.data.region import marks_of
 from mae_pipe.data.sample import ENCODINGS, Placed, Sample, ShardFormat
+from mae_pipe.data.sources import ImageSource, open_source, read_file
 from mae_pipe.errors import MaePipeError, PluginError
 
 
@@ -46,7 +48,8 @@ class Tally(Protocol):
 
 def make(plan: Plan, run: Run, tally: Tally) -> None:
     """Make one part, unless it is there already from the same files and options."""
-    seen = fingerprint(plan, run)
+    source = reader(plan)
+    seen = fingerprint(plan, run, source)
     kept = _finished(plan, run, seen)
     if kept:
         tally.add(len(run.files), len(kept.refused))
@@ -56,7 +59,7 @@ def make(plan: Plan, run: Run, tally: Tally) -> None:
     new = path.with_name(path.name + ".tmp")
     noted = record.record_path(plan.out, run.name)
     try:
-        made = _Making(plan, run, format.max_side, tally)
+        made = _Making(plan, run, source, format.max_side, tally)
         places = _written(format, new, made, plan)
         file = None
         if places:
@@ -80,8 +83,8 @@ def make(plan: Plan, run: Run, tally: Tally) -> None:
 class _Making:
     """Iterates over a run's admitted samples, and keeps account of them."""
 
-    def __init__(self, plan: Plan, run: Run, limit: int | None, tally: Tally) -> None:
-        self._plan, self._run, self._tally = plan, run, tally
+    def __init__(self, plan: Plan, run: Run, source: ImageSource, limit: int | None, tally: Tally) -> None:
+        self._plan, self._run, self._source, self._tally = plan, run, source, tally
         self._wishes = replace(plan.wishes, limit=limit)
         self.keys: list[str] = []
         self.marks: list[bytes] = []  # of each image; empty where it has none
@@ -124,11 +127,23 @@ class _Making:
         where = plan.maps / self._run.map_of(file) if plan.maps else None
         if where is not None and not where.exists():
             raise Refusal(f"no map: {printable(self._run.map_of(file))} is not there")
-        image = admit(_read(self._run.folder / file.path), self._wishes)
+        image = admit(self._read(file), self._wishes)
         if where is None:
             return image, None
         classes = None if plan.map_names is None else len(plan.map_names)
-        return image, admit_map(_read(where), image.whole, (image.width, image.height), classes)
+        return image, admit_map(read_file(where), image.whole, (image.width, image.height), classes)
+
+    def _read(self, file: File) -> bytes:
+        try:
+            return self._source.read(file.place)
+        except (Refusal, MaePipeError, Stopped):
+            raise
+        except OSError as error:
+            raise Refusal(f"cannot be read: {error.strerror or error}") from None
+        except Exception as error:  # whatever a stranger's source does
+            raise PluginError(
+                f"the source plugin {self._plan.source!r} failed: {type(error).__name__}: {error}"
+            ) from error
 
     def _count(self, file: File, image: Admitted, map_: AdmittedMap | None) -> None:
         self.keys.append(file.key)
@@ -235,19 +250,10 @@ def _read_back(format: ShardFormat, path: Path, places: list[Placed], keys: list
         reader.close()
 
 
-def _read(path: Path) -> bytes:
-    try:
-        # Not blocking, as somebody may have put a pipe here since the folder was listed.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with open(descriptor, "rb") as file:  # noqa: PTH123 (a descriptor)
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise Refusal("not a regular file")
-            if found.st_size > BYTES:
-                raise Refusal(f"{found.st_size:,} bytes, more than {BYTES:,}")
-            return file.read()
-    except OSError as error:
-        raise Refusal(f"cannot be read: {error.strerror}") from None
+@functools.lru_cache(1)
+def reader(plan: Plan) -> ImageSource:
+    """The source of a build, opened once in each process of it; a build begins and ends with ``cache_clear``."""
+    return open_source(plan.root, plan.source, Catalog(plan.plugin_files), json.loads(plan.source_options))
 
 
 def _finished(plan: Plan, run: Run, seen: str) -> Part | None:

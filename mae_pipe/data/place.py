@@ -160,7 +160,10 @@ def _source_bytes(found: Source) -> int:
     for listing in found.splits:
         for number in range(len(listing)):
             with contextlib.suppress(OSError):
-                total += (listing.folder / listing.paths[number]).stat().st_size
+                origin = found.reader.origin(listing.place(number))
+                if origin is None:  # an archive, which is about as large as what is in it
+                    return found.reader.path.stat().st_size
+                total += origin.path.stat().st_size if origin.size is None else origin.size
     return total
 
 

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from mae_pipe.data.admit import Wishes
 from mae_pipe.data.listing import printable
+from mae_pipe.data.sources import ImageSource, stamp_of
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Plan:
         maps: the folder of maps, if there is one.
         map_names: of the classes that maps may have; None: as many as they number.
         marks: whether it is noted where rows of blocks of JPEGs begin.
+        source: the plugin of kind ``source`` that reads ``root``, with ``source_options``, JSON.
     """
 
     out: Path
@@ -32,6 +34,9 @@ class Plan:
     maps: Path | None = None
     map_names: tuple[str, ...] | None = None
     marks: bool = False
+    source: str = "folder"
+    root: Path = Path()
+    source_options: str = "{}"
 
     @property
     def labelling(self) -> Literal["class", "multi"]:
@@ -40,12 +45,13 @@ class Plan:
 
 
 class File(NamedTuple):
-    """A source file; ``label`` -1 and ``labels`` None: not known."""
+    """A source file, which its source finds at ``place``; ``label`` -1 and ``labels`` None: not known."""
 
     path: str
     key: str
     label: int
     labels: tuple[int, ...] | None = None
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,6 @@ class Run:
     """The source files of one part."""
 
     name: str  # of the shard file, without its suffix
-    folder: Path
     prefix: str
     files: list[File]
 
@@ -62,21 +67,13 @@ class Run:
         return str(Path(self.prefix + file.path).with_suffix(".png"))
 
 
-def fingerprint(plan: Plan, run: Run) -> str:
+def fingerprint(plan: Plan, run: Run, source: ImageSource) -> str:
     """Of all that decides a part's bytes: the options, and each file's name, size and time."""
     digest = hashlib.sha256(plan.options.encode())
     for file in run.files:
-        seen = _seen(run.folder / file.path)
+        seen = source.stamp(file.place)
         labels = "" if file.labels is None else f" {file.labels}"
-        map_ = f" {_seen(plan.maps / run.map_of(file))}" if plan.maps else ""
+        map_ = f" {stamp_of(plan.maps / run.map_of(file))}" if plan.maps else ""
         named = f"{len(file.path)} {printable(file.path)} {file.key} {file.label} {seen}{labels}{map_}\n"
-        digest.update(named.encode())
+        digest.update(named.encode("utf-8", "backslashreplace"))
     return digest.hexdigest()
-
-
-def _seen(path: Path) -> str:
-    try:
-        found = path.stat()
-    except OSError:
-        return "gone"
-    return f"{found.st_size} {found.st_mtime_ns}"

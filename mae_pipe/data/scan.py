@@ -8,11 +8,11 @@ import re
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from mae_pipe.data.listing import Listing, key_of, printable
+from mae_pipe.data.manifest import Refused
 from mae_pipe.data.refusal import Refusal
 from mae_pipe.data.sources import Asked, ImageSource, Item
 from mae_pipe.errors import DataError, MaePipeError, PluginError
@@ -22,8 +22,9 @@ UNNAMED = "no label"
 
 @dataclass
 class Source:
-    """What was listed: splits, and classes by label (empty where nothing has a label)."""
+    """What a reader listed: splits, and classes by label (empty where nothing has a label)."""
 
+    reader: ImageSource
     classes: list[str]
     splits: list[Listing]
 
@@ -63,19 +64,19 @@ def scan(
         plugin = getattr(type(source), "__plugin__", type(source).__name__)
         raise PluginError(f"the source plugin {plugin!r} failed: {type(error).__name__}: {error}") from error
     listings = found.listings()
-    if len(listings) > 1 and shares:
+    if shares and (len(listings) > 1 or any(listing.prefix for listing in listings)):
         raise DataError(
-            f"{source.path} already has the split folders {', '.join(found.splits)}; leave out --split, "
-            f"or give --split NAME to take the whole folder as one split"
+            f"{source.path} already has the splits {', '.join(found.splits)}; leave out --split, "
+            f"or give --split NAME to take all of it as one split"
         )
     named = found.named(names)
-    if shares:
+    if shares and listings:
         listings = _held_out(listings[0], shares)
     if not any(len(listing) for listing in listings):
         raise DataError(f"{source.path} holds no image files (.jpg, .png, ...); give the folder that holds them")
     for listing in listings:
         listing.settle_keys()
-    return Source([printable(name) for name in named], listings)
+    return Source(source, [printable(name) for name in named], listings)
 
 
 @dataclass
@@ -95,11 +96,13 @@ class _Gathered:
                 raise DataError(f"{self.source.path} has a split {name!r}; expected letters, digits and _ in its name")
             listing = self.splits[name] = Listing(name, item.prefix, labelled=False)
         if item.refused:
-            listing.refused.append(refusal_of(item, item.refused))
+            listing.refused.append(Refused(path=printable(item.prefix + item.path), reason=item.refused))
             return
         if item.prefix != listing.prefix and not self.whole and not len(listing):
             listing.prefix = item.prefix
         number = -1
+        if isinstance(item.label, int) and item.label < 0:
+            raise DataError(f"{self.source.path}: {item.path} has the label {item.label}; expected 0 or above")
         if item.label is not None:
             number = self._classes.setdefault(item.label, len(self._classes))
             listing.labelled = True
@@ -111,18 +114,22 @@ class _Gathered:
 
     def named(self, names: Sequence[str] | None) -> list[str]:
         """The names of the classes by number; labels become those numbers."""
+        if not self._classes:
+            return []
         numbers = [label for label in self._classes if isinstance(label, int)]
         known = self.source.classes
         if numbers and len(numbers) < len(self._classes):
             odd = next(label for label in self._classes if isinstance(label, str))
-            raise DataError(f"{self.source.path} has labels that are numbers ({numbers[0]}) and names ({odd!r}); keep one")
+            raise DataError(
+                f"{self.source.path} has labels that are numbers ({numbers[0]}) and names ({odd!r}); keep one"
+            )
         if numbers:
             top = max(numbers)
             if known is None:
                 known = names if names is not None else [str(number) for number in range(top + 1)]
             if top >= len(known):
                 raise DataError(f"{self.source.path} has the label {top}, but there are {len(known)} class names")
-            rank = dict(zip(numbers, numbers, strict=True))
+            rank: dict[str | int, int] = {number: number for number in numbers}
         else:
             if known is None:
                 known = sorted(str(label) for label in self._classes)
@@ -132,5 +139,44 @@ class _Gathered:
                 raise DataError(f"{self.source.path} has the label {strange!r}, which is not among its class names")
         table = np.array([rank[label] for label in self._classes] + [-1], np.int32)  # the last is -1's
         for listing in self.splits.values():
-            listing.labels = array("i", table[np.frombuffer(listing.labels, np.int32)].tobytes())
-        return list(known) if self._classes or numbers else []
+            listing.labels = array("i", table[np.array(listing.labels, np.int32)].tobytes())
+        return list(known)
+
+
+def _asked(splits: Sequence[str]) -> tuple[str | None, dict[str, float]]:
+    whole, shares = None, {}
+    for text in splits:
+        name, equals, share = text.partition("=")
+        if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+            raise DataError(f"--split {text!r} is not understood; expected NAME or NAME=SHARE, such as val=0.1")
+        if not equals:
+            if whole or len(splits) > 1:
+                raise DataError(f"--split {name!r} takes the whole folder, so it must be the only --split")
+            whole = name
+            continue
+        try:
+            shares[name] = float(share)
+        except ValueError:
+            shares[name] = -1.0
+        if not 0 < shares[name] < 1 or name == "train":
+            raise DataError(f"--split {text!r} is not understood; expected a share between 0 and 1, such as val=0.1")
+    if sum(shares.values()) >= 1:
+        raise DataError(f"--split holds out {sum(shares.values()):g} of all images; nothing would be left to train on")
+    return whole, shares
+
+
+def _held_out(listing: Listing, shares: dict[str, float]) -> list[Listing]:
+    """Share a listing out: each key's hash decides, so that a new image moves no other."""
+    parts = {name: Listing(name, listing.prefix, listing.labelled) for name in (listing.split, *shares)}
+    parts[listing.split].refused = listing.refused
+    ends = dict(zip(shares, itertools.accumulate(shares.values()), strict=True))
+    for number in range(len(listing)):
+        path = listing.paths[number]
+        digest = hashlib.blake2b(key_of(path).encode(), digest_size=8, person=b"split").digest()
+        place = int.from_bytes(digest, "little") / 2**64
+        name = next((name for name, end in ends.items() if place < end), listing.split)
+        parts[name].add(path, listing.labels[number], listing.places[number] if listing.places else "")
+    empty = [name for name, part in parts.items() if not len(part)]
+    if empty and len(listing):
+        raise DataError(f"none of the {len(listing)} images falls into {empty[0]!r}; give --split a larger share")
+    return list(parts.values())

@@ -97,8 +97,10 @@ class ImageSource(ABC):
         """The bytes of an image file. Raises ``Refusal`` where this one image cannot be used."""
 
     def stamp(self, place: str) -> str:
-        """What changes when an image does, without reading it: a build that goes on makes it again. Default: of the path's
-        own size and time."""
+        """What changes when an image does, without reading it: a build that goes on makes it again then.
+
+        Default: size and time of the source's own file.
+        """
         return f"{stamp_of(self.path)} {place}"
 
     def origin(self, place: str) -> Origin | None:

@@ -68,9 +68,8 @@ class Folder(ImageSource):
         for path, reason in _files(folder, asked.arrays):
             first, below, _ = path.partition("/")
             label = first if below and first in classes else None
-            if not reason and classes and label is None:
-                reason = "beside the class folders, so of no class"
-            yield Item(path, split, label, prefix=prefix, refused=reason)
+            beside = "beside the class folders, so of no class" if classes and label is None else ""
+            yield Item(path, split, label, prefix=prefix, refused=reason or beside)
 
 
 def _classes(folder: Path, arrays: bool) -> set[str]:
