@@ -88,6 +88,7 @@ static PyObject *py_view_jpeg(PyObject *self, PyObject *args) {
         if (scratch)
             how = view_jpeg(scratch, data.buf, (size_t)data.len, marks.buf, marks.buf ? (size_t)marks.len : 0, cuts, count,
                             out.buf);
+        trim(scratch);
         Py_END_ALLOW_THREADS;
         made = answer(scratch, how);
     }
@@ -124,6 +125,7 @@ static PyObject *uncompressed(PyObject *args, int planar) {
         if (scratch && how != UNSUPPORTED)
             how = planar ? view_planar(scratch, data.buf, width, height, &cut, out.buf)
                          : view_pixels(scratch, data.buf, width, height, channels, &cut, out.buf);
+        trim(scratch);
         Py_END_ALLOW_THREADS;
         made = answer(scratch, how);
     }
@@ -159,6 +161,7 @@ static PyObject *py_marks(PyObject *self, PyObject *argument) {
         uint8_t *bytes = (uint8_t *)PyBytes_AsString(parts);
         Py_BEGIN_ALLOW_THREADS;
         how = jpeg_marks(scratch, &jpeg, data.buf, bytes);
+        trim(scratch);
         Py_END_ALLOW_THREADS;
     }
     if (how == FINE) {

@@ -75,6 +75,7 @@ typedef struct {
 } Scratch;
 
 Scratch *scratch_of_thread(void); /* NULL: no memory */
+void trim(Scratch *scratch);      /* give back what an unusually large image took */
 
 int jpeg_header(Scratch *scratch, const uint8_t *data, size_t size, Jpeg *jpeg);
 int jpeg_planes(Scratch *scratch, const Jpeg *jpeg, const uint8_t *data, Box region, const uint8_t *marks, size_t marked,

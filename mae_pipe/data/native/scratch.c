@@ -4,17 +4,33 @@
 
 #include "native.h"
 
+#define KEPT (16u << 20) /* bytes of a space that are kept for the next image */
+
 static pthread_key_t key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-static void release(void *pointer) {
-    Scratch *scratch = pointer;
+/* Every space of a thread, in turn. */
+static Space *space_of(Scratch *scratch, size_t number) {
     Space *spaces[] = {&scratch->stream,    &scratch->segments,  &scratch->coefficients, &scratch->last,
                        &scratch->planes[0], &scratch->planes[1], &scratch->planes[2],    &scratch->rows,
                        &scratch->passed,    &scratch->ready,     &scratch->across,       &scratch->down,
                        &scratch->line,      &scratch->plane};
-    for (size_t i = 0; i < sizeof spaces / sizeof *spaces; i++) free(spaces[i]->bytes);
-    free(scratch);
+    return number < sizeof spaces / sizeof *spaces ? spaces[number] : NULL;
+}
+
+static void release(void *pointer) {
+    Space *space;
+    for (size_t i = 0; (space = space_of(pointer, i)); i++) free(space->bytes);
+    free(pointer);
+}
+
+void trim(Scratch *scratch) {
+    Space *space;
+    for (size_t i = 0; scratch && (space = space_of(scratch, i)); i++)
+        if (space->room > KEPT) {
+            free(space->bytes);
+            *space = (Space){NULL, 0};
+        }
 }
 
 static void make_key(void) { pthread_key_create(&key, release); }
