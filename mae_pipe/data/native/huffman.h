@@ -76,7 +76,7 @@ static inline __attribute__((always_inline)) int next_dc(Bits *bits, const Huffm
     uint32_t entry = look(bits, table);
     *wrong |= !entry;
     int value = value_of(bits->bits, entry);
-    drop(bits, entry & 0xff);
+    drop(bits, entry & 63);
     return value;
 }
 
@@ -89,7 +89,7 @@ static inline __attribute__((always_inline)) int next_ac(Bits *bits, const Huffm
             uint32_t entry = look(bits, table);
             if (__builtin_expect(!entry, 0)) return -1;
             uint64_t before = bits->bits;
-            drop(bits, entry & 0xff);
+            drop(bits, entry & 63);
             place += (entry >> 16) & 0xff;
             if (place > 63) return place >= END_OF_BLOCK ? last : -1;
             if (block) block[natural_order[place]] = (int16_t)value_of(before, entry);
