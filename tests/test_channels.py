@@ -248,7 +248,7 @@ def test_a_folder_becomes_batches_of_its_channels(tmp_path: Path, channels: int,
     source, out = folder_of(tmp_path / "in", channels), tmp_path / "out"
     manifest = build(source, out, format=format, catalog=Catalog(), workers=1, per_shard=4, channels=channels)
     split = manifest.splits["train"]
-    assert (manifest.version, manifest.channels, split.images, manifest.classes) == (2, channels, 7, ["a", "b"])
+    assert (manifest.version, manifest.channels, split.images, manifest.classes) == (3, channels, 7, ["a", "b"])
     assert verify(out) == []
     flat = np.concatenate([original(source, f"{'ab'[n % 2]}/{n}").reshape(-1, channels) for n in range(7)]) / 255
     assert split.statistics.mean == pytest.approx(flat.mean(0).tolist(), abs=1e-12)

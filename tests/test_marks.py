@@ -194,3 +194,23 @@ def test_repeats_are_crops_of_one_image_in_a_row(images: Path, tmp_path: Path) -
     halves = torch.cat([batch.pixels for batch in first(3, 4)])
     assert halves.equal(thrice[0].pixels)
     assert first(3, 8, start=8)[0].pixels.equal(thrice[0].pixels[8:16])
+
+
+def test_several_views_are_drawn_apart_and_the_first_is_what_one_would_be(images: Path, tmp_path: Path) -> None:
+    shards = built(images, tmp_path / "shards")
+
+    def first(views: int, **changes: object) -> Batch:
+        data = recipe.Data(**{"size": 32, "workers": 2, **changes})  # type: ignore[arg-type]
+        share = Share(micro_batch=8)
+        stream = open_stream(shards, "train", data, seed=1, share=share, catalog=Catalog(), views=views)
+        batch = next(stream.batches())
+        stream.close()
+        return batch
+
+    for changes in ({}, {"jitter": (0.4, 0.4, 0.2, 0.1)}, {"repeats": 2}, {"crop": "fixed"}):
+        one, three = first(1, **changes), first(3, **changes)
+        assert one.pixels.shape == (8, 3, 32, 32)
+        assert three.pixels.shape == (8, 3, 3, 32, 32)
+        assert three.pixels[:, 0].equal(one.pixels)
+        assert three.numbers.equal(one.numbers)
+        assert len({view.numpy().tobytes() for image in three.pixels for view in image}) == 24

@@ -15,7 +15,7 @@ class Batch:
     """One rank's micro-batch.
 
     Attributes:
-        pixels: [B, C, H, W] uint8.
+        pixels: [B, C, H, W] uint8; [B, V, C, H, W] where several views of an image were asked for.
         labels: [B] int64 classes, -1 where an image has none; or [B, classes] float32 of 0 and 1, where images
             have several; or [B, H, W] int64 classes of pixels, cropped as the image, ``IGNORE`` where none.
         numbers: [B] int64, rows of the sample index; -1 marks padding (evaluation only).

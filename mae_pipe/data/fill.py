@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +17,20 @@ from mae_pipe.data.manifest import Labels
 from mae_pipe.data.shelf import Shelf
 
 Numbers = NDArray[np.int64]
-AT_ONCE = 16  # views of one decode
+AT_ONCE = 32  # views of one decode, about
+
+
+class _Keys(NamedTuple):
+    """Of the random numbers of one view."""
+
+    crop: int
+    flip: int
+    jitter: int
+
+    @classmethod
+    def of(cls, seed: int, view: int) -> _Keys:
+        suffix = f"/{view}" if view else ""  # the first view is what a single one would be
+        return cls(*(seeding.key(seed, name + suffix) for name in cls._fields))
 
 
 class Filler:
@@ -28,59 +42,69 @@ class Filler:
         seed: of the run.
         training: augmented; else the centre view.
         labels: which of a ``Batch``'s labels are wanted.
+        views: of every image, from one decode; more than one give ``pixels`` an axis of them. Maps go with the first.
     """
 
-    def __init__(self, shelf: Shelf, data: recipe.Data, *, seed: int, training: bool, labels: Labels) -> None:
-        self._shelf, self._data, self._kind = shelf, data, labels
+    def __init__(
+        self, shelf: Shelf, data: recipe.Data, *, seed: int, training: bool, labels: Labels, views: int = 1
+    ) -> None:
+        self._shelf, self._data, self._kind, self._views = shelf, data, labels, views
         self._crop = data.crop if training else "none"
         self._flip = data.flip if self._crop != "none" else 0.0
         self._jitter = data.jitter if self._crop != "none" else (0.0, 0.0, 0.0, 0.0)
         self._classes = len(shelf.manifest.classes_of(labels))
         self._filter = decode.FILTERS[data.interpolation]
-        self._crop_key, self._flip_key, self._jitter_key = (
-            seeding.key(seed, name) for name in ("crop", "flip", "jitter")
-        )
+        self._keys = [_Keys.of(seed, view) for view in range(views)]
         self._pin = torch.cuda.is_available()
 
     def prepare(self, numbers: Numbers, positions: Numbers) -> tuple[Batch, Callable[[Iterable[int]], None]]:
         """An empty batch, and the function that fills given places of it."""
-        shape = len(numbers), self._data.channels, *self._data.sides
+        shape = len(numbers), self._views, self._data.channels, *self._data.sides
         pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin)
         labels = self._labels(numbers)
-        batch = Batch(pixels, labels, torch.from_numpy(numbers.astype(np.int64)), torch.from_numpy(positions))
-        cuts = self._cuts(numbers, positions)
-        order, factors = jitter.draw(self._jitter_key, positions, self._jitter)
-        jittered = any(self._jitter)
-        view, maps = pixels.numpy(), labels.numpy() if self._kind == "map" else None
+        batch = Batch(
+            pixels if self._views > 1 else pixels[:, 0],
+            labels,
+            torch.from_numpy(numbers.astype(np.int64)),
+            torch.from_numpy(positions),
+        )
+        cuts = [list(cut) for cut in zip(*(self._cuts(keys, numbers, positions) for keys in self._keys), strict=True)]
+        jitters = [jitter.draw(keys.jitter, positions, self._jitter) for keys in self._keys]
+        view, maps = pixels.numpy(), labels.numpy() if self._kind == "map" else None  # [B, V, C, H, W]
 
         def fill(places: Iterable[int]) -> None:
-            for number, run in _runs(places, numbers):
+            for number, run in _runs(places, numbers, self._views):
                 if number < 0:
                     view[run] = 0
                     continue
-                self._view(number, cuts[run], view[run])
+                self._view(number, [cut for several in cuts[run] for cut in several], view[run])
                 for place in range(run.start, run.stop):
-                    if jittered:
-                        seen = view[place].transpose(1, 2, 0)
-                        view[place] = jitter.jittered(seen, order[place], factors[place], self._jitter).transpose(
-                            2, 0, 1
-                        )
+                    if any(self._jitter):
+                        for seen, (order, factors) in zip(view[place], jitters, strict=True):
+                            self._jittered(seen, order[place], factors[place])
                     if maps is not None:
-                        map_ = decode.map_of(self._shelf.read_map(number))
-                        maps[place] = decode.view(map_, cuts[place], self._data.sides, decode.FILTERS["nearest"])[
-                            ..., 0
-                        ]
+                        maps[place] = self._map(number, cuts[place][0])
 
         return batch, fill
 
     def _view(self, number: int, cuts: Sequence[crops.Cut], out: NDArray[np.uint8]) -> None:
-        """Fill ``out``, [views, C, H, W], with cuts of one image, which is decoded once."""
+        """Fill ``out``, [..., C, H, W], with cuts of one image, which is decoded once."""
         stored = self._shelf.read(number)
+        out = out.reshape(len(cuts), *out.shape[-3:])
         if region.views(stored, self._shelf.marks(number), cuts, out, self._filter):
             return
         for cut, view in zip(cuts, out, strict=True):
             seen = decode.view_of(stored, self._data.channels, cut, self._data.sides, self._filter)
             view[:] = seen.transpose(2, 0, 1)
+
+    def _jittered(self, seen: NDArray[np.uint8], order: NDArray[np.int64], factors: NDArray[np.float64]) -> None:
+        """Change the colours of a view, [C, H, W], in its place."""
+        seen[:] = jitter.jittered(seen.transpose(1, 2, 0), order, factors, self._jitter).transpose(2, 0, 1)
+
+    def _map(self, number: int, cut: crops.Cut) -> NDArray[np.uint8]:
+        """[H, W]: the classes of the pixels of a cut, the nearest ones."""
+        map_ = decode.map_of(self._shelf.read_map(number))
+        return decode.view(map_, cut, self._data.sides, decode.FILTERS["nearest"])[..., 0]
 
     def _labels(self, numbers: Numbers) -> Tensor:
         """Those of ``Batch``; maps are filled in later."""
@@ -95,18 +119,16 @@ class Filler:
                 several[place, index.labels(number).astype(np.int64)] = 1.0
         return several
 
-    def _cuts(self, numbers: Numbers, positions: Numbers) -> list[crops.Cut]:
-        """How each image of a batch is cropped and mirrored."""
+    def _cuts(self, keys: _Keys, numbers: Numbers, positions: Numbers) -> list[crops.Cut]:
+        """How each image of a batch is cropped and mirrored in one view."""
         data, widths, heights = self._data, self._shelf.index.width[numbers], self._shelf.index.height[numbers]
-        mirrored = crops.flips(self._flip_key, positions, self._flip).tolist()
+        mirrored = crops.flips(keys.flip, positions, self._flip).tolist()
         if self._crop == "random":
-            boxes = crops.random_boxes(
-                self._crop_key, positions, widths, heights, data.crop_scale, data.crop_ratio
-            ).tolist()
+            boxes = crops.random_boxes(keys.crop, positions, widths, heights, data.crop_scale, data.crop_ratio).tolist()
             return [crops.Cut((*box,), None, flip) for box, flip in zip(boxes, mirrored, strict=True)]
         sizes = list(zip(widths.tolist(), heights.tolist(), strict=True))
         if self._crop == "fixed":
-            draws = seeding.uniforms(self._crop_key, positions, 2).tolist()
+            draws = seeding.uniforms(keys.crop, positions, 2).tolist()
             cuts = [
                 crops.fixed(w, h, data.sides, data.crop_share, (across, down))
                 for (w, h), (across, down) in zip(sizes, draws, strict=True)
@@ -116,11 +138,12 @@ class Filler:
         return [cut._replace(mirrored=flip) for cut, flip in zip(cuts, mirrored, strict=True)]
 
 
-def _runs(places: Iterable[int], numbers: Numbers) -> Iterator[tuple[int, slice]]:
+def _runs(places: Iterable[int], numbers: Numbers, views: int) -> Iterator[tuple[int, slice]]:
     """Neighbouring places of the same image: its number, and where they are."""
     begun: list[int] = []
+    most = max(1, AT_ONCE // views)
     for place in places:
-        if begun and (place != begun[-1] + 1 or numbers[place] != numbers[begun[0]] or len(begun) == AT_ONCE):
+        if begun and (place != begun[-1] + 1 or numbers[place] != numbers[begun[0]] or len(begun) == most):
             yield int(numbers[begun[0]]), slice(begun[0], begun[-1] + 1)
             begun = []
         begun.append(place)

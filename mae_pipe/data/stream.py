@@ -31,6 +31,7 @@ class Stream:
         training: augmented, in a random order; else the centre view.
         rows: only these index rows, as few-label training wants; default all.
         labels: which of a ``Batch``'s labels are wanted.
+        views: of every image, each cropped, mirrored and jittered by itself, from one decode.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Stream:
         training: bool = True,
         rows: Numbers | None = None,
         labels: Labels = "class",
+        views: int = 1,
     ) -> None:
         self.shelf, self.data, self.share, self.labels = shelf, data, share, labels
         self.rows = np.arange(len(shelf.index)) if rows is None else rows
@@ -50,7 +52,7 @@ class Stream:
             raise DataError(f"{shelf.folder} has no images to read; look at its manifest.json for what was refused")
         shelf.check_channels(data.channels)
         shelf.check_labels(labels)
-        self._filler = Filler(shelf, data, seed=seed, training=training, labels=labels)
+        self._filler = Filler(shelf, data, seed=seed, training=training, labels=labels, views=views)
         self._order = Order(len(self.rows), seed)
 
     @property
@@ -113,7 +115,8 @@ def open_stream(
     training: bool = True,
     rows: Numbers | None = None,
     labels: Labels = "class",
+    views: int = 1,
 ) -> Stream:
     """The stream of one split of a folder of shards (``Stream`` explains the rest)."""
     shelf = Shelf(shards, split, catalog)
-    return Stream(shelf, data, seed=seed, share=share, training=training, rows=rows, labels=labels)
+    return Stream(shelf, data, seed=seed, share=share, training=training, rows=rows, labels=labels, views=views)
