@@ -359,7 +359,7 @@ def test_manifests_of_version_1_are_still_read(image_folder: Path, tmp_path: Pat
 def test_a_build_without_new_options_has_the_index_of_before(image_folder: Path, tmp_path: Path) -> None:
     from safetensors import safe_open
 
-    build(image_folder, tmp_path / "out", catalog=Catalog(), workers=1)
+    build(image_folder, tmp_path / "out", catalog=Catalog(), workers=1, marks=False)
     with safe_open(tmp_path / "out" / "train.index.safetensors", "np") as file:
         names = {"shard", "offset", "size", "crc32", "encoding", "width", "height", "label", "key_ends", "key_bytes"}
         assert set(file.keys()) == names
