@@ -116,7 +116,11 @@ def test_everything_imported_is_required_and_everything_required_is_used() -> No
                     imported.add(node.module)
     names = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names) - set(SHIPPED.values())
     required = {CALLED.get(name, name) for name in requirements()}
-    optional = {CALLED.get(name, name) for extra in ("ffcv", "demo", "tiff") for name in requirements(extra)}
+    optional = {
+        CALLED.get(name, name)
+        for extra in ("ffcv", "demo", "tiff", "imagenet", "parquet")
+        for name in requirements(extra)
+    }
     assert names <= required | optional
     indirect = {
         name
@@ -131,7 +135,7 @@ def test_ffcv_is_an_extra_since_it_needs_system_headers_to_build() -> None:
     assert str(requirements("ffcv")["ffcv"].specifier) == "==1.0.2"
 
 
-@pytest.mark.parametrize("extra", ["", "ffcv", "demo", "tiff", "dev"])
+@pytest.mark.parametrize("extra", ["", "ffcv", "demo", "tiff", "imagenet", "parquet", "dev"])
 def test_every_requirement_has_a_tested_version_in_its_range(extra: str) -> None:
     tested = pins("tested.txt")
     for name, needed in requirements(extra).items():

@@ -118,11 +118,8 @@ class _Gathered:
             return []
         numbers = [label for label in self._classes if isinstance(label, int)]
         known = self.source.classes
-        if numbers and len(numbers) < len(self._classes):
-            odd = next(label for label in self._classes if isinstance(label, str))
-            raise DataError(
-                f"{self.source.path} has labels that are numbers ({numbers[0]}) and names ({odd!r}); keep one"
-            )
+        if len(numbers) < len(self._classes):  # "1" beside "cat", or beside "01", is a name
+            numbers = []
         if numbers:
             top = max(numbers)
             if known is None:
@@ -134,10 +131,12 @@ class _Gathered:
             if known is None:
                 known = sorted(str(label) for label in self._classes)
             rank = {name: number for number, name in enumerate(known)}
-            strange = next((label for label in self._classes if label not in rank), None)
+            strange = next((label for label in self._classes if str(label) not in rank), None)
             if strange is not None:
                 raise DataError(f"{self.source.path} has the label {strange!r}, which is not among its class names")
-        table = np.array([rank[label] for label in self._classes] + [-1], np.int32)  # the last is -1's
+        table = np.array(
+            [rank[label if numbers else str(label)] for label in self._classes] + [-1], np.int32
+        )  # the last is -1's
         for listing in self.splits.values():
             listing.labels = array("i", table[np.array(listing.labels, np.int32)].tobytes())
         return list(known)

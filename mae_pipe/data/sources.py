@@ -73,8 +73,8 @@ class ImageSource(ABC):
 
     Attributes:
         classes: names by number, set by ``items`` where a source knows them; None: those of the labels, sorted,
-            or "0", "1", ... where labels are numbers.
-        labelled: whether, in a split where one image has a label, those without one are refused.
+            or "0", "1", ... where all labels are numbers. Of a split where an image has a label, those without
+            one are refused.
     """
 
     SPLITS: ClassVar[tuple[str, ...]] = ("train", "val", "valid", "validation", "test")  # as folders are called
