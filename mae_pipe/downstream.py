@@ -94,7 +94,7 @@ def downstream(
     folder, groups = Run(out, rank=here.rank), groups_of(task, recipe)
     prepare(task, recipe, groups, stream, folder)
     about = {"pretrained": str(run.resolve()), "from_scratch": from_scratch, "encoder_fingerprint": fingerprint}
-    about |= {"main": task.head.main, **about_data(shards, recipe.train_split, stream.images, here.world)}
+    about |= {"main": task.head.main, **about_data(shards, recipe.train_split, stream, here.world)}
     about |= about_plugins(catalog, shards, head=recipe.head.name)
     checkpoint = folder.begin(recipe, about, resume=resume)
     if not groups:

@@ -55,7 +55,7 @@ def pretrain(
     run = Run(out, rank=here.rank)
     if resume == "none" or (resume == "auto" and not any(run.checkpoints.glob("step-*"))):
         prepare(task, stream, recipe, run)
-    about = about_data(shards, split, stream.images, here.world) | {"provenance": task.target.provenance()}
+    about = about_data(shards, split, stream, here.world) | {"provenance": task.target.provenance()}
     about |= about_plugins(catalog, shards, mask=recipe.mask.name, target=recipe.target.name)
     checkpoint = run.begin(recipe, about, resume=resume)
     run.make_room(sum(p.numel() for p in task.parameters()), keep=recipe.saving.keep_last)

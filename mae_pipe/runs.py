@@ -21,6 +21,8 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.data import region
 from mae_pipe.data.manifest import NAME as SHARDS_MANIFEST
 from mae_pipe.data.manifest import Manifest
+from mae_pipe.data.order import Order
+from mae_pipe.data.stream import Stream
 from mae_pipe.disk import sync_folder, write_whole, writing
 from mae_pipe.engine import Engine
 from mae_pipe.errors import DiskError, RunError
@@ -134,7 +136,11 @@ class Run:
                 f"{folder} is a run of another recipe: {said}{more}; give that recipe, or choose another --out"
             )
         record = json.loads((folder / "run.json").read_text())
-        for name in ("shards_fingerprint", "split", "world", "encoder_fingerprint", "provenance"):
+        shards, samples = "shards_fingerprint", "samples_fingerprint"
+        if record.get(shards) != about.get(shards) and record.get(samples) and record[samples] == about.get(samples):
+            print(f"mae-pipe: other shards than {folder} began with, of the same images; going on", file=sys.stderr)
+            record[shards] = about[shards]
+        for name in ("shards_fingerprint", "order", "split", "world", "encoder_fingerprint", "provenance"):
             if name in about and (record.get(name) or None) != (about[name] or None):
                 raise RunError(
                     f"{folder} is a run with another {name.replace('_', ' ')} ({record.get(name)!r}, now "
@@ -260,14 +266,17 @@ def about_plugins(catalog: Catalog, shards: Path, **names: str) -> dict[str, Any
     return {"plugins": [catalog.record(kind, name) for kind, name in sorted(names.items())]}
 
 
-def about_data(shards: Path, split: str, images: int, world: int) -> dict[str, Any]:
+def about_data(shards: Path, split: str, stream: Stream, world: int) -> dict[str, Any]:
     """What makes a run what it is, besides its recipe: the data that it learns from, and its processes."""
+    rule = Order.rule(stream.images)
     return {
         "shards": str(shards.resolve()),
         "shards_fingerprint": hashlib.sha256((shards / SHARDS_MANIFEST).read_bytes()).hexdigest()[:16],
+        "samples_fingerprint": stream.index.fingerprint(),
         "split": split,
-        "images": images,
+        "images": stream.images,
         "world": world,
+        **({"order": rule} if rule > 1 else {}),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -231,7 +232,7 @@ def test_verify_sees_an_index_whose_lists_do_not_fit(source: Path) -> None:
     out = source / "out"
     index = SampleIndex.load(out, Manifest.load(out).splits["train"].index)
     assert index.labels_end is not None
-    index.labels_end[:] = index.labels_end[::-1].copy()
+    index = replace(index, labels_end=index.labels_end[::-1].copy())
     index.save(out / "train.index.safetensors")
     data = json.loads((out / "manifest.json").read_text())
     digest = hashlib.sha256((out / "train.index.safetensors").read_bytes()).hexdigest()

@@ -118,9 +118,24 @@ def test_another_recipe_or_other_shards_are_refused_with_the_difference(finished
     with pytest.raises(RunError, match="seed was 0, now 3"):
         Run(tmp_path / "run").begin(other, about)
     with pytest.raises(RunError, match="shards fingerprint"):
-        Run(tmp_path / "run").begin(mae, {**about, "shards_fingerprint": "else"})
+        Run(tmp_path / "run").begin(mae, {**about, "shards_fingerprint": "else", "samples_fingerprint": None})
+    changed = {**about, "shards_fingerprint": "else", "samples_fingerprint": "other images"}
+    with pytest.raises(RunError, match="shards fingerprint"):
+        Run(tmp_path / "run").begin(mae, changed)
+    with pytest.raises(RunError, match="with another order"):
+        Run(tmp_path / "run").begin(mae, {**about, "order": 2})
     with pytest.raises(RunError, match="--out"):
         Run(tmp_path / "run").begin(mae, about, resume="none")
+
+
+def test_shards_of_the_same_images_in_another_format_are_gone_on_with(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished / "run", tmp_path / "run")
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    mae = pretrain_and_die.chosen()
+    assert Run(tmp_path / "run").begin(mae, {**about, "shards_fingerprint": "of betons"}) is not None
+    assert "of the same images; going on" in capsys.readouterr().err
 
 
 def test_a_run_may_change_what_no_number_depends_on(finished: Path, tmp_path: Path) -> None:

@@ -485,6 +485,7 @@ def test_verify_sees_an_index_that_was_renewed_with_wrong_rows(whole: Path, tmp_
     out = shutil.copytree(whole, tmp_path / "out")
     manifest = Manifest.load(out)
     index = SampleIndex.load(out, manifest.splits["train"].index)
+    index = SampleIndex(**{name: column.copy() for name, column in index.columns().items()})
     index.label[3] = 9
     index.crc32[4] ^= 1
     index.save(out / "train.index.safetensors")

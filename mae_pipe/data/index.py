@@ -5,10 +5,14 @@ A safetensors file with a row a sample, in the order of the shards; the manifest
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
+import mmap
+import os
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +20,12 @@ from numpy.typing import NDArray
 from mae_pipe.data.manifest import Shard
 from mae_pipe.data.sample import ENCODINGS, Placed
 from mae_pipe.errors import DataError
+
+MAPPED = 32 << 20  # bytes; a larger index is mapped, not read
+TYPES = {
+    name: np.dtype(kind)
+    for name, kind in (("U8", "u1"), ("U32", "<u4"), ("U64", "<u8"), ("I32", "<i4"), ("I64", "<i8"))
+}
 
 
 @dataclass(frozen=True)
@@ -93,15 +103,55 @@ class SampleIndex:
         columns = {name: np.ascontiguousarray(value) for name, value in self.columns().items()}
         path.write_bytes(save(columns, metadata))
 
+    def fingerprint(self) -> str:
+        """Of keys, sizes and labels: the same for the same images in another format, or in other shards."""
+        digest = hashlib.sha256()
+        for name in ("key_ends", "key_bytes", "width", "height", "label", "labels_end", "labels_flat"):
+            column = getattr(self, name)
+            if column is not None:
+                digest.update(f"{name} {len(column)} ".encode() + np.ascontiguousarray(column).data)
+        return digest.hexdigest()[:16]
+
     @classmethod
     def load(cls, folder: Path, part: Shard) -> SampleIndex:
-        """Read an index and check it against the manifest's hash."""
-        from safetensors.numpy import load
-
+        """Read an index and check it against the manifest's hash. A large one is mapped: rows are read when used."""
         path = folder / part.name
-        if not path.is_file():
-            raise DataError(f"the sample index {path} is missing; run: mae-pipe verify {folder}")
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != part.sha256:
+        try:
+            with path.open("rb") as file:
+                whole = hashlib.file_digest(file, "sha256").hexdigest() == part.sha256
+                columns = _columns(file) if whole else None
+        except OSError as error:
+            raise DataError(
+                f"the sample index {path} is missing or cannot be read ({error.strerror}); "
+                f"run: mae-pipe verify {folder}"
+            ) from error
+        if columns is None:
             raise DataError(f"the sample index {path} is damaged; copy it again or build the shards again")
-        return cls(**load(data))
+        return cls(**columns)
+
+
+def _columns(file: BinaryIO) -> dict[str, NDArray[Any]] | None:
+    """The columns of a safetensors file, mapped where they are large; None where it is no such file."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if size > MAPPED:
+        data: mmap.mmap | bytes = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        with contextlib.suppress(OSError, AttributeError):
+            data.madvise(mmap.MADV_RANDOM)  # type: ignore[union-attr]
+    else:
+        data = file.read()
+    try:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        header.pop("__metadata__", None)
+        columns = {}
+        for name, about in header.items():
+            start, stop = about["data_offsets"]
+            if not 0 <= start <= stop <= size - 8 - length:
+                return None
+            dtype = TYPES[about["dtype"]]
+            flat = np.frombuffer(data, dtype, (stop - start) // dtype.itemsize, 8 + length + start)
+            columns[name] = flat.reshape(about["shape"])
+    except (ValueError, KeyError, TypeError):
+        return None
+    return columns

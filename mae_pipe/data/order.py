@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mae_pipe.seeding import key, permutation
+from mae_pipe.data.shuffle import WHOLE, Shuffle
+from mae_pipe.seeding import key
 
 
 @dataclass(frozen=True)
@@ -38,24 +39,30 @@ class Share:
 class Order:
     """Which image stands at a position.
 
+    An epoch's permutation is never made: each place is computed from (seed, epoch) alone, so the order of any number of
+    images takes no memory, and any epoch begins at once. ``RULE`` is its version: another one is another order.
+
     Args:
         images: n, images in an epoch.
         seed: of the run.
     """
 
+    RULE = 2  # of more than ``WHOLE`` images; 1: every epoch's whole permutation, by sorting hashes
+
     def __init__(self, images: int, seed: int) -> None:
         if images < 1:
             raise ValueError(f"an order needs at least one image, got {images}")
         self.images, self.seed = images, seed
-        self._epochs: dict[int, NDArray[np.int64]] = {}
+        self._epochs: dict[int, Shuffle] = {}
+
+    @classmethod
+    def rule(cls, images: int) -> int:
+        """The version of the order of so many images."""
+        return cls.RULE if images > WHOLE else 1
 
     def epoch(self, number: int) -> NDArray[np.int64]:
-        """[n] int64: the permutation of one epoch. The last two are kept."""
-        if number not in self._epochs:
-            while len(self._epochs) > 1:
-                del self._epochs[min(self._epochs)]
-            self._epochs[number] = permutation(key(self.seed, f"order/{number}"), self.images)
-        return self._epochs[number]
+        """[n] int64: the permutation of one epoch, whole."""
+        return self._shuffle(number).at(np.arange(self.images))
 
     def at(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Image numbers at stream positions, any shape."""
@@ -63,5 +70,12 @@ class Order:
         numbers = np.empty_like(places)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            numbers[here] = self.epoch(int(epoch))[places[here]]
+            numbers[here] = self._shuffle(int(epoch)).at(places[here])
         return numbers
+
+    def _shuffle(self, epoch: int) -> Shuffle:
+        if epoch not in self._epochs:
+            while len(self._epochs) > 1:
+                del self._epochs[min(self._epochs)]
+            self._epochs[epoch] = Shuffle(key(self.seed, f"order/{epoch}"), self.images)
+        return self._epochs[epoch]

@@ -23,6 +23,9 @@ from mae_pipe.wording import counted
 class Stream:
     """The batches of one split for one rank, as a function of where to start.
 
+    Attributes:
+        images: in one epoch of the whole job.
+
     Args:
         shelf: the images.
         data: crop, flip, jitter and size; ``data.workers`` threads decode.
@@ -47,18 +50,14 @@ class Stream:
         views: int = 1,
     ) -> None:
         self.shelf, self.data, self.share, self.labels = shelf, data, share, labels
-        self.rows = np.arange(len(shelf.index)) if rows is None else rows
-        if not len(self.rows):
+        self.rows = rows
+        self.images = len(shelf.index) if rows is None else len(rows)
+        if not self.images:
             raise DataError(f"{shelf.folder} has no images to read; look at its manifest.json for what was refused")
         shelf.check_channels(data.channels)
         shelf.check_labels(labels)
         self._filler = Filler(shelf, data, seed=seed, training=training, labels=labels, views=views)
-        self._order = Order(len(self.rows), seed)
-
-    @property
-    def images(self) -> int:
-        """Images in one epoch of the whole job."""
-        return len(self.rows)
+        self._order = Order(self.images, seed)
 
     @property
     def about(self) -> str:
@@ -80,7 +79,7 @@ class Stream:
             at = start
             while True:
                 positions = self.share.positions(at)
-                yield self.rows[self._order.at(positions // self.data.repeats)], positions
+                yield self._rows(self._order.at(positions // self.data.repeats)), positions
                 at += self.share.advance
 
         return ahead.run(plan(), self._filler, self.data.workers)
@@ -95,9 +94,12 @@ class Stream:
             for at in range(0, self.images, self.share.advance):
                 positions = self.share.positions(at)
                 inside = positions < self.images
-                yield np.where(inside, self.rows[np.where(inside, positions, 0)], -1), positions
+                yield np.where(inside, self._rows(np.where(inside, positions, 0)), -1), positions
 
         return ahead.run(plan(), self._filler, self.data.workers)
+
+    def _rows(self, numbers: Numbers) -> Numbers:
+        return numbers if self.rows is None else self.rows[numbers]
 
     def close(self) -> None:
         """Let go of every shard file."""

@@ -79,7 +79,7 @@ def train_tokenizer(
 
     task = Tokenizing.from_recipe(recipe, plan.steps)
     run = Run(out, rank=here.rank)
-    about = about_data(shards, split, stream.images, here.world) | about_plugins(catalog, shards)
+    about = about_data(shards, split, stream, here.world) | about_plugins(catalog, shards)
     checkpoint = run.begin(recipe, about, resume=resume)
     run.make_room(sum(p.numel() for p in task.parameters()), keep=recipe.saving.keep_last)
     groups = parameter_groups(task.named_parameters(), weight_decay=recipe.optimizer.weight_decay)
