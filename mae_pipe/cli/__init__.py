@@ -13,7 +13,9 @@ from mae_pipe.errors import MaePipeError, closest
 
 VERBS = {  # verb -> the module of mae_pipe.cli that holds a click command of that name
     "shard": "shard",
+    "index": "index",
     "verify": "shard",
+    "order": "order",
     "plan": "plan",
     "check": "check",
     "tokenizer": "tokenizer",
@@ -33,8 +35,10 @@ class _Verbs(click.Group):
     """Finds a verb's module by name; ``--help`` reads the summaries below and imports none."""
 
     SUMMARIES: ClassVar[dict[str, str]] = {
-        "shard": "Build shards from a folder of images.",
+        "shard": "Build shards from images in folders, tars, tables, ...",
+        "index": "Index shards that others made, where they lie.",
         "verify": "Check every hash and count of shards.",
+        "order": "Print which image comes when.",
         "plan": "Say what a recipe costs.",
         "check": "Check that a recipe or a run can learn at all.",
         "tokenizer": "Train or import a tokenizer of image patches.",
