@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from mae_pipe.data import labels as tables
 from mae_pipe.data import record, region
 from mae_pipe.data.admit import Wishes
 from mae_pipe.data.crew import make_all
+from mae_pipe.data.inplace import base_of
 from mae_pipe.data.listing import Listing
 from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.merge import merge
@@ -28,7 +30,7 @@ from mae_pipe.data.place import check_places, claimed, clear, disk_error
 from mae_pipe.data.plan import File, Plan, Run
 from mae_pipe.data.sample import ShardFormat
 from mae_pipe.data.scan import scan
-from mae_pipe.data.sources import FALLBACK, recognised
+from mae_pipe.data.sources import FALLBACK, ImageSource, recognised
 from mae_pipe.errors import DataError
 
 PER_SHARD = 2000
@@ -58,6 +60,9 @@ def build(
     marks: bool = True,
     source_name: str | None = None,
     source_options: Mapping[str, Any] = MappingProxyType({}),
+    in_place: bool = False,
+    base: str | None = None,
+    glance: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -80,10 +85,14 @@ def build(
         marks: note where the rows of blocks of JPEGs begin (``marks.py``), if this machine can.
         source_name: a plugin of kind ``source``; default: the one that recognises ``source``.
         source_options: of that plugin.
+        in_place: the source's own files are the shards, and what is built is their index.
+        base: where those files will be read, a folder or a URL; default: where they are.
+        glance: look at the headers of most images only.
         overwrite: replace what earlier builds left in ``out``; without it, new splits may join them.
     """
     writer: ShardFormat = catalog.build("shards", format, {})  # a format that is not there should not cost a scan
-    check_places(source, out)
+    if not in_place:
+        check_places(source, out)
     per_shard = per_shard or PER_SHARD
     source_name = source_name or recognised(source, catalog)
     _check(source, source_name, quality, channels, value_range, labels, maps, class_names)
@@ -111,12 +120,13 @@ def build(
         **({"planes": True} if planes else {}),
         **({} if source_name == FALLBACK else {"source": source_name}),
         **({"source_options": dict(source_options)} if source_options else {}),
+        **({"in_place": True, "decoded": "headers" if glance else "all"} if in_place else {}),
     }
     plan = Plan(
         out,
         format,
         catalog.files,
-        Wishes(quality, max_side, short_side, channels=channels or 3, values=value_range, planes=planes),
+        Wishes(quality, max_side, short_side, channels=channels or 3, values=value_range, planes=planes, glance=glance),
         json.dumps(options, sort_keys=True),
         labels.name if labels else None,
         maps,
@@ -125,6 +135,7 @@ def build(
         source_name,
         source,
         json.dumps(dict(source_options), sort_keys=True),
+        in_place,
     )
     reader.cache_clear()
     found = scan(
@@ -150,12 +161,14 @@ def build(
             slices = [
                 piece
                 for listing, several in zip(found.splits, lists, strict=True)
-                for piece in _slices(listing, several, per_shard)
+                for piece in _slices(listing, several, None if in_place else per_shard, found.reader)
             ]
             crew = min(workers or len(os.sched_getaffinity(0)), len(slices))
             make_all(plan, (piece.run() for piece in slices), crew, writer.imports, report)
             clear(out, {piece.name for piece in slices})
-            manifest = merge(found, plan, others, {piece.name: piece.listing for piece in slices})
+            if in_place:
+                base = base or base_of(source, out)
+            manifest = merge(found, plan, others, {piece.name: piece.listing for piece in slices}, base)
         shutil.rmtree(out / record.FOLDER)
     except OSError as error:
         raise disk_error(out, error, found, counted[0], total) from error
@@ -204,6 +217,7 @@ class _Slice:
     number: int
     start: int
     stop: int
+    shard: str = ""
 
     @property
     def name(self) -> str:
@@ -215,9 +229,22 @@ class _Slice:
             File(listing.paths[n], listing.key(n), listing.labels[n], lists.of(n) if lists else None, listing.place(n))
             for n in range(self.start, self.stop)
         ]
-        return Run(self.name, listing.prefix, files)
+        return Run(self.name, listing.prefix, files, self.shard)
 
 
-def _slices(listing: Listing, lists: tables.Lists | None, per_shard: int) -> Iterator[_Slice]:
-    for number, start in enumerate(range(0, len(listing), per_shard)):
-        yield _Slice(listing, lists, number, start, min(start + per_shard, len(listing)))
+def _slices(
+    listing: Listing, lists: tables.Lists | None, per_shard: int | None, reader: ImageSource
+) -> Iterator[_Slice]:
+    """So many images each; None: those that one of the source's own files holds."""
+    if per_shard:
+        for number, start in enumerate(range(0, len(listing), per_shard)):
+            yield _Slice(listing, lists, number, start, min(start + per_shard, len(listing)))
+        return
+    places = ((reader.origin(listing.place(number)), number) for number in range(len(listing)))
+    start = 0
+    for count, (path, group) in enumerate(itertools.groupby(places, lambda one: one[0].path if one[0] else None)):
+        length = sum(1 for _ in group)
+        if path is None:
+            raise DataError(f"{reader.path} has images that do not lie there as they are; build shards of it instead")
+        yield _Slice(listing, lists, count, start, start + length, str(path.relative_to(reader.path)))
+        start += length

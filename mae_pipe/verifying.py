@@ -46,7 +46,7 @@ def verify(folder: Path, *, catalog: Catalog | None = None, progress: Progress |
             if index is not None and not (index.shard[rows.start : rows.stop] == number).all():
                 found.append(f"{split.index.name} does not say which images {shard.name} holds")
                 index = None
-            found += _shard(folder / shard.name, shard, index, rows, format)
+            found += _shard(manifest.home(folder) / shard.name, shard, index, rows, format)
             start = rows.stop
             done += shard.bytes
             if progress:

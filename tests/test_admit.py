@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mae_pipe.data import decode
-from mae_pipe.data.admit import ORIENTATION, Admitted, Wishes, admit
+from mae_pipe.data.admit import Admitted, Wishes, admit
+from mae_pipe.data.glance import ORIENTATION
 from mae_pipe.data.refusal import Refusal
 from mae_pipe.data.sample import Stored
 

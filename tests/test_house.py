@@ -17,7 +17,15 @@ TOP = {  # all that may lie at the top
     ".ci", ".gitignore", "benchmarks", "CHANGELOG.md", "docs", "LICENSE", "mae_pipe", "Makefile", "MANIFEST.in",
     "plugins", "pyproject.toml", "README.md", "requirements", "setup.cfg", "setup.py", "shards", "tests", "tools",
 }  # fmt: skip
-PAGES = {"getting-started.md", "writing-a-plugin.md", "shard-format.md", "recipes.md", "design.md", "exit-codes.md"}
+PAGES = {
+    "getting-started.md",
+    "sources.md",
+    "writing-a-plugin.md",
+    "shard-format.md",
+    "recipes.md",
+    "design.md",
+    "exit-codes.md",
+}
 FORBIDDEN = {  # in shipped code: what would run or write what a stranger's file says
     "pickle.load", "pickle.loads", "marshal.loads", "dill.load", "os.system", "os.popen", "yaml.load", "eval", "exec",
     "numpy.load", "joblib.load", "subprocess.getoutput", "shutil.unpack_archive", "tempfile.mktemp",

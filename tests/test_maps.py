@@ -18,8 +18,8 @@ from mae_pipe import recipe
 from mae_pipe.catalog import Catalog
 from mae_pipe.cli import _group
 from mae_pipe.data import decode
-from mae_pipe.data.admit import ORIENTATION
 from mae_pipe.data.batch import Batch
+from mae_pipe.data.glance import ORIENTATION
 from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.maps import admit_map
 from mae_pipe.data.order import Share

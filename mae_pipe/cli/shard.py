@@ -142,7 +142,7 @@ def shard(
 
     began = time.monotonic()
     try:
-        with _bar("sharding", "images") as show:
+        with bar("sharding", "images") as show:
             manifest = build(
                 source,
                 out,
@@ -169,7 +169,7 @@ def shard(
     except KeyboardInterrupt:
         click.echo("stopped; finished shards are kept, the same command goes on", err=True)
         raise
-    _summary(manifest, out, time.monotonic() - began)
+    summary(manifest, out, time.monotonic() - began)
 
 
 @click.command()
@@ -184,7 +184,7 @@ def verify(folder: Path, plugins: tuple[Path, ...]) -> None:
     from mae_pipe.data.manifest import Manifest
     from mae_pipe.verifying import verify as check
 
-    with _bar("checking", "MB") as show:
+    with bar("checking", "MB") as show:
         damage = check(
             folder,
             catalog=Catalog(plugins),
@@ -246,7 +246,7 @@ class _Bar:
 
 
 @contextmanager
-def _bar(title: str, unit: str) -> Iterator[_Bar | _Lines]:
+def bar(title: str, unit: str) -> Iterator[_Bar | _Lines]:
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _Lines(console, title, unit)
@@ -265,7 +265,7 @@ def _bar(title: str, unit: str) -> Iterator[_Bar | _Lines]:
         yield _Bar(progress, title)
 
 
-def _summary(manifest: Manifest, out: Path, seconds: float) -> None:
+def summary(manifest: Manifest, out: Path, seconds: float) -> None:
     from mae_pipe.data.place import size_of
 
     for name, split in manifest.splits.items():

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from mae_pipe.data import arrays, jpeg, plain, planar
+from mae_pipe.data.glance import glance, orientation
 from mae_pipe.data.refusal import Refusal
 from mae_pipe.data.sample import Encoding
 from mae_pipe.errors import MaePipeError
@@ -24,7 +25,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # no other decod
 PIXELS = arrays.PIXELS
 BYTES = 512 << 20  # a file that is larger is not read
 QUALITY = 95  # of JPEGs that have to be made anew; 4:4:4
-ORIENTATION = 0x0112  # EXIF
 UPRIGHT = {  # what makes an image of each EXIF orientation upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -48,6 +48,7 @@ class Wishes:
         channels: files of another number are refused; 3 takes grey ones too.
         values: what become 0 and 255, of numbers that are not 8 bits.
         planes: store every image without compression, as planes of YCbCr 4:2:0.
+        glance: look at headers only, and refuse what would have to be converted; there are no sums then.
     """
 
     quality: int | None = None
@@ -57,6 +58,7 @@ class Wishes:
     channels: int = 3
     values: arrays.Range | None = None
     planes: bool = False
+    glance: bool = False
 
 
 class Sums(NamedTuple):
@@ -109,6 +111,10 @@ def admit(data: bytes, wishes: Wishes = Wishes()) -> Admitted:
 
 
 def _admit(data: bytes, wishes: Wishes) -> Admitted:
+    if wishes.glance:
+        encoding, width, height = glance(data, wishes.channels)
+        nothing = (0,) * wishes.channels
+        return Admitted(data, encoding, width, height, (), Sums(0, nothing, nothing), (width, height))
     converted: list[str] = []
     read = None
     if data.startswith(arrays.MAGIC):
@@ -145,7 +151,7 @@ def _decoded(data: bytes, wishes: Wishes, converted: list[str]) -> tuple[bytes, 
     if width * height > PIXELS:
         raise Refusal(f"claims {width} x {height} pixels, more than {PIXELS // 10**6} megapixels")
     kind = "JPEG" if image.format == "MPO" else str(image.format)
-    turned = _orientation(image)
+    turned = orientation(image)
     if kind == "JPEG":
         data, picture = jpeg.checked(data, image, converted)
         if picture.mode == "CMYK" and wishes.channels in (1, 3):
@@ -203,15 +209,6 @@ def _pictured(pixels: arrays.Pixels) -> Picture:
 def _size(picture: Picture) -> tuple[int, int]:
     """Width and height."""
     return picture.size if isinstance(picture, Image.Image) else (picture.shape[1], picture.shape[0])
-
-
-def _orientation(image: Image.Image) -> int:
-    """How the camera was held, 1 to 8; 1 where that is not said, or not readable."""
-    try:
-        value = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # a damaged EXIF block does not make the picture worse
-        return 1
-    return value if value in range(2, 9) else 1
 
 
 def _shrunk(picture: Picture, wishes: Wishes, converted: list[str]) -> Picture:

@@ -21,7 +21,7 @@ class _Part(BaseModel):
 
 
 class Shard(_Part):
-    """One shard file; ``name`` is relative to the manifest's folder."""
+    """One file; ``name`` is relative to the manifest's folder, a shard's to its ``base``."""
 
     name: str
     images: int
@@ -76,6 +76,13 @@ class Manifest(_Part):
     channels: int = 3
     labelling: Literal["class", "multi"] = "class"  # one class an image, or any number of them
     map_classes: list[str] = []  # names by value in maps; empty where there are none
+    base: str | None = None  # where the shards lie: a folder, from the manifest's own on, or a URL; None: beside it
+
+    def home(self, folder: Path) -> Path:
+        """The folder of the shards, for a manifest in ``folder``."""
+        if self.base is not None and "://" in self.base:
+            raise DataError(f"the shards of {folder} lie at {self.base}, which is no folder of this machine")
+        return folder / self.base if self.base is not None else folder
 
     def save(self, folder: Path) -> None:
         """Write ``manifest.json``, whole or not at all."""

@@ -23,14 +23,19 @@ from mae_pipe.data.scan import Source
 from mae_pipe.errors import DataError
 
 
-def merge(found: Source, plan: Plan, others: Manifest | None, made: dict[str, Listing]) -> Manifest:
+def merge(
+    found: Source, plan: Plan, others: Manifest | None, made: dict[str, Listing], base: str | None = None
+) -> Manifest:
     """The finished parts as splits: their indexes, then the manifest, which makes the shards valid.
 
     Args:
         others: of the splits that these join.
         made: the parts' names, in order, and the listing of each one's files.
+        base: see ``Manifest.base``.
     """
     options, out = json.loads(plan.options), plan.out
+    if others and others.base != base:
+        raise DataError(f"{out} is the index of shards at {others.base}, not at {base}; give another folder")
     splits, top = {}, -1
     for listing in found.splits:
         whole = _Merged(plan, listing)
@@ -53,6 +58,7 @@ def merge(found: Source, plan: Plan, others: Manifest | None, made: dict[str, Li
         channels=plan.wishes.channels,
         labelling=plan.labelling if found.classes or plan.table else before["labelling"],
         map_classes=mapped if plan.maps else before["map_classes"],
+        base=base,
     )
     _save_info(out, manifest)
     manifest.save(out)
@@ -129,7 +135,9 @@ class _Merged:
 
 def _save_info(out: Path, manifest: Manifest) -> None:
     """``_info.json``, in which timm's reader of tars looks up files and lengths."""
-    if not all(shard.name.endswith(".tar") for split in manifest.splits.values() for shard in split.shards):
+    if manifest.base is not None or not all(
+        shard.name.endswith(".tar") for split in manifest.splits.values() for shard in split.shards
+    ):
         return
     splits = {
         name: {

@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 
 from mae_pipe.catalog import Catalog
-from mae_pipe.data import record
+from mae_pipe.data import inplace, record
 from mae_pipe.data.admit import Admitted, Sums, admit
 from mae_pipe.data.index import SampleIndex
 from mae_pipe.data.listing import printable
@@ -60,9 +60,11 @@ def make(plan: Plan, run: Run, tally: Tally) -> None:
     noted = record.record_path(plan.out, run.name)
     try:
         made = _Making(plan, run, source, format.max_side, tally)
-        places = _written(format, new, made, plan)
+        places = inplace.places(source, run, made) if plan.in_place else _written(format, new, made, plan)
         file = None
-        if places:
+        if places and plan.in_place:
+            file = inplace.shard_of(plan, run, len(places))
+        elif places:
             file = Shard(name=path.name, images=len(places), bytes=new.stat().st_size, sha256=sha256_of(new))
             settle(new, path)
         else:
@@ -90,7 +92,7 @@ class _Making:
         self.marks: list[bytes] = []  # of each image; empty where it has none
         self._shapes: list[tuple[int, int, int]] = []  # width, height, label
         self._labels: list[tuple[int, ...]] = []
-        self._top = -1
+        self._top, self._seen = -1, 0
         self._converted: Counter[str] = Counter()
         self._refused: list[Refused] = []
         channels = plan.wishes.channels
@@ -127,7 +129,11 @@ class _Making:
         where = plan.maps / self._run.map_of(file) if plan.maps else None
         if where is not None and not where.exists():
             raise Refusal(f"no map: {printable(self._run.map_of(file))} is not there")
-        image = admit(self._read(file), self._wishes)
+        number, self._seen = self._seen, self._seen + 1
+        seldom = self._wishes.glance and number % inplace.SAMPLED == 0
+        image = admit(self._read(file), replace(self._wishes, glance=False) if seldom else self._wishes)
+        if plan.in_place and image.converted:
+            raise Refusal(f"to be converted: {', '.join(image.converted)}, which an index cannot do")
         if where is None:
             return image, None
         classes = None if plan.map_names is None else len(plan.map_names)
@@ -266,7 +272,7 @@ def _finished(plan: Plan, run: Run, seen: str) -> Part | None:
     if plan.marks and not _has_marks(record.marks_path(plan.out, run.name), part.rows):
         return None
     if part.file:
-        file = plan.out / part.file.name
+        file = plan.where(part.file.name)
         if not file.is_file() or file.stat().st_size != part.file.bytes or sha256_of(file) != part.file.sha256:
             return None
     return part

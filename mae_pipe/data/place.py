@@ -78,6 +78,9 @@ def _check_addition(out: Path, plan: Plan, found: Source) -> None:
     way_out = "give another folder, or --overwrite to replace all of it"
     if names & set(manifest.splits):
         raise DataError(f"{held}; {way_out}")
+    if (manifest.base is not None) != plan.in_place:
+        what = "shards that lie elsewhere" if manifest.base is not None else "its own shards"
+        raise DataError(f"{held}, and it is the index of {what}; {way_out}")
     if manifest.format != plan.format:
         raise DataError(f"{held}, and one folder holds one format, not {plan.format} too; {way_out}")
     if manifest.channels != plan.wishes.channels:

@@ -23,6 +23,7 @@ class Plan:
         map_names: of the classes that maps may have; None: as many as they number.
         marks: whether it is noted where rows of blocks of JPEGs begin.
         source: the plugin of kind ``source`` that reads ``root``, with ``source_options``, JSON.
+        in_place: whether the source's own files are the shards.
     """
 
     out: Path
@@ -37,6 +38,11 @@ class Plan:
     source: str = "folder"
     root: Path = Path()
     source_options: str = "{}"
+    in_place: bool = False
+
+    def where(self, name: str) -> Path:
+        """A shard file."""
+        return (self.root if self.in_place else self.out) / name
 
     @property
     def labelling(self) -> Literal["class", "multi"]:
@@ -61,6 +67,7 @@ class Run:
     name: str  # of the shard file, without its suffix
     prefix: str
     files: list[File]
+    shard: str = ""  # the source's file that holds all of them, where that is a shard
 
     def map_of(self, file: File) -> str:
         """Where a folder of maps has the file's map."""

@@ -30,10 +30,11 @@ class Shelf:
         self._marks = Marks(folder, self.split.marks, self.index) if self.split.marks else None
         self._readers: dict[int, ShardReader] = {}
         self._lock = threading.Lock()
-        missing = [shard.name for shard in self.split.shards if not (folder / shard.name).is_file()]
+        self._home = self.manifest.home(folder)
+        missing = [shard.name for shard in self.split.shards if not (self._home / shard.name).is_file()]
         if missing:
             raise DataError(
-                f"{len(missing)} of {len(self.split.shards)} shards of {split!r} are missing in {folder}, first "
+                f"{len(missing)} of {len(self.split.shards)} shards of {split!r} are missing in {self._home}, first "
                 f"{missing[0]}; copy them again, or build them with: mae-pipe shard"
             )
 
@@ -88,7 +89,7 @@ class Shelf:
         if len(data) != placed.size or crc32(data) != placed.crc32:
             shard = self.split.shards[int(self.index.shard[number])]
             raise DataError(
-                f"{self.folder / shard.name}: the {what} {self.index.key(number)!r} is damaged; "
+                f"{self._home / shard.name}: the {what} {self.index.key(number)!r} is damaged; "
                 f"run: mae-pipe verify {self.folder}"
             )
 
@@ -100,7 +101,7 @@ class Shelf:
             with self._lock:
                 reader = self._readers.get(shard)
                 if reader is None:
-                    path = self.folder / self.split.shards[shard].name
+                    path = self._home / self.split.shards[shard].name
                     if not path.is_file() or path.stat().st_size != self.split.shards[shard].bytes:
                         raise DataError(
                             f"{path} is missing or cut short; copy it again, or run: mae-pipe verify {self.folder}"

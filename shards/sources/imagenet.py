@@ -165,9 +165,7 @@ def _synsets(meta: bytes, path: Path) -> dict[int, str]:
     try:
         from scipy.io import loadmat
     except ImportError as error:
-        raise DataError(
-            f"{path} needs scipy: pip install 'mae-pipe[imagenet]', or put {LISTS[0]} beside it"
-        ) from error
+        raise DataError(f"{path} needs scipy: pip install 'mae-pipe[imagenet]', or put {LISTS[0]} beside it") from error
     try:
         with warnings.catch_warnings(action="ignore"):
             rows = loadmat(io.BytesIO(meta), squeeze_me=True, variable_names=["synsets"])["synsets"]

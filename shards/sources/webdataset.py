@@ -28,10 +28,12 @@ class WebDataset(ImageSource):
     Options:
         image: the ending of the images, where a sample has several; "": the one that there is.
         label: where labels are: cls, txt, json:FIELD or none; "": .cls, or else "label" in .json.
+        files: the tars, by name below the folder; (): all that end in .tar, at its top.
     """
 
-    def __init__(self, path: Path, *, image: str = "", label: str = "") -> None:
+    def __init__(self, path: Path, *, image: str = "", label: str = "", files: tuple[str, ...] = ()) -> None:
         super().__init__(path)
+        self._files = files
         self._image, self._label = image.lower(), Labelling(label)
         self._tars: OrderedDict[str, ShardFile] = OrderedDict()
         self._stamps: dict[str, str] = {}
@@ -48,10 +50,13 @@ class WebDataset(ImageSource):
 
     def items(self, asked: Asked) -> Iterator[Item]:
         paths = sorted(self.path.glob("*.tar")) if self.path.is_dir() else [self.path]
+        if self._files:
+            paths = [self.path / name for name in self._files]
         if not paths:
             raise DataError(f"{self.path} holds no .tar files; give the folder that holds them")
         self.classes = self._named()
         for path in paths:
+            name = path.name if path == self.path else str(path.relative_to(self.path))
             tar, split = Tar.of(path), split_of(path.name, self.SPLITS)
             for group in groups(tar):
                 try:
@@ -60,13 +65,13 @@ class WebDataset(ImageSource):
                     raise DataError(f"{path}: {group.key} has {error}; say which with --set image=ENDING") from None
                 if not ending:
                     there = ", ".join(f".{ending}" for ending in group.parts)
-                    yield Item(f"{path.name}/{group.key}", split, refused=f"no image beside {there}"[:200])
+                    yield Item(f"{name}/{group.key}", split, refused=f"no image beside {there}"[:200])
                     continue
                 member = group.parts[ending]
                 label = None
                 if asked.labels:
                     label = number_or_name(self._label.of(tar, group), f"{path}: {group.key}")
-                place = f"{path.name}:{member.offset}:{member.size}"
+                place = f"{name}:{member.offset}:{member.size}"
                 reason = why_not(f"x.{ending.rpartition('.')[2]}", arrays=asked.arrays)
                 yield Item(f"{group.key}.{ending.rpartition('.')[2]}", split, label, place, refused=reason)
             tar.file.close()

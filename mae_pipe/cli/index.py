@@ -1,0 +1,77 @@
+"""``mae-pipe index``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from mae_pipe.cli.shard import FOLDER, bar, summary
+
+
+@click.command()
+@click.argument("shards", metavar="TARS...", nargs=-1, required=True)
+@click.option("--out", required=True, type=FOLDER, help="Folder for the manifest and the index.")
+@click.option("--split", metavar="NAME", help="What all of them are.  [default: as each one's name says, else train]")
+@click.option(
+    "--label", default="", metavar="WHERE", help="cls, txt, json:FIELD or none.  [default: .cls, or label in .json]"
+)
+@click.option("--image", default="", metavar="ENDING", help="Of the images, where a sample has several.")
+@click.option("--class-names", type=FOLDER, metavar="FILE", help="A class name a line, where labels are numbers.")
+@click.option(
+    "--channels", type=click.IntRange(min=1), metavar="C", help="Of the images.  [default: 3, grey images too]"
+)
+@click.option("--base", metavar="FOLDER_OR_URL", help="Where the tars will be read, where that is not here.")
+@click.option(
+    "--decode/--no-decode", default=True, help="Decode every image, or one of 50 and of the others look at headers."
+)
+@click.option(
+    "--marks/--no-marks", default=True, help="Note where rows of JPEG blocks begin, so that crops decode faster."
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Processes; they change no byte.  [default: one a core]")
+@click.option("--overwrite", is_flag=True, help="Replace the index that OUT holds.")
+@click.option("--plugin", "plugins", multiple=True, type=FOLDER, metavar="FILE", help="A Python file with plugins.")
+def index(
+    shards: tuple[str, ...],
+    out: Path,
+    split: str | None,
+    label: str,
+    image: str,
+    class_names: Path | None,
+    channels: int | None,
+    base: str | None,
+    decode: bool,
+    marks: bool,
+    workers: int | None,
+    overwrite: bool,
+    plugins: tuple[Path, ...],
+) -> None:
+    """Index WebDataset tars that others made, without rewriting them.
+
+    TARS are files, or folders of them. Every header, count and image is checked, and OUT is then used as a folder of
+    shards is: mae-pipe pretrain RECIPE --shards OUT. Images that would have to be converted (CMYK, rotated, 16 bits,
+    ...) are left out by name; `mae-pipe shard` converts them. A tar that is cut or damaged is an error that names it.
+    """
+    from mae_pipe.catalog import Catalog
+    from mae_pipe.indexing import index as build
+
+    began = time.monotonic()
+    with bar("indexing", "images") as show:
+        manifest = build(
+            shards,
+            out,
+            catalog=Catalog(plugins),
+            split=split,
+            image=image,
+            label=label,
+            class_names=class_names,
+            channels=channels,
+            base=base,
+            decode=decode,
+            marks=marks,
+            workers=workers,
+            overwrite=overwrite,
+            progress=lambda done, refused, total: show(done, total, f"{refused:,} refused" if refused else ""),
+        )
+    summary(manifest, out, time.monotonic() - began)

@@ -1,0 +1,88 @@
+"""Shards that somebody else made -> a manifest and a sample index of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mae_pipe.catalog import Catalog
+from mae_pipe.data.manifest import Manifest
+from mae_pipe.errors import DataError
+from mae_pipe.sharding import Progress, build
+
+
+def index(
+    given: Sequence[str],
+    out: Path,
+    *,
+    catalog: Catalog,
+    split: str | None = None,
+    image: str = "",
+    label: str = "",
+    class_names: Path | None = None,
+    channels: int | None = None,
+    base: str | None = None,
+    decode: bool = True,
+    marks: bool = True,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Index WebDataset tars where they lie; ``out`` becomes a folder of shards like any other.
+
+    Args:
+        given: tars, and folders of tars.
+        split: what all of them are; default: what each one's name says, else "train".
+        image, label: see the source ``webdataset``.
+        base: where the tars will be read, a folder or a URL, where that is not here.
+        decode: every image; else one of 50, for the statistics, and of the others the headers.
+        marks, workers, overwrite, progress: see ``sharding.build``.
+    """
+    files = _files(given)
+    home = Path(os.path.commonpath([file.parent for file in files]))
+    options: dict[str, Any] = {"files": [str(file.relative_to(home)) for file in files]}
+    options |= {name: value for name, value in (("image", image), ("label", label)) if value}
+    return build(
+        home,
+        out,
+        catalog=catalog,
+        workers=workers,
+        splits=[split] if split else [],
+        channels=channels,
+        class_names=class_names,
+        marks=marks,
+        source_name="webdataset",
+        source_options=options,
+        in_place=True,
+        base=base,
+        glance=not decode,
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def _files(given: Sequence[str]) -> list[Path]:
+    """Whole paths, each once, in the order of their names."""
+    found = []
+    for text in given:
+        if "://" in text:
+            raise DataError(
+                f"{text} is a URL: every byte has to be read once, so copy the shards here, index the copy with "
+                f"--base {text.rpartition('/')[0]}, and delete it"
+            )
+        path = Path(text)
+        if path.is_dir():
+            inside = sorted(path.glob("*.tar"))
+            if not inside:
+                raise DataError(f"{path} holds no .tar files; give the tars, or the folder that holds them")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DataError(f"{path} is not there; give the tars, or the folder that holds them")
+    whole = sorted({path.absolute() for path in found})
+    if not whole:
+        raise DataError("no tars were given; give the tars, or the folder that holds them")
+    return whole
