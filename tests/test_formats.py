@@ -229,6 +229,31 @@ def test_timm_reads_the_tars(built: dict[str, Path]) -> None:
     assert sorted(label for _, label in seen) == [0] * 12 + [1] * 12
 
 
+@THEIR_FILES
+def test_wids_reads_any_sample_of_the_tars(built: dict[str, Path], tmp_path: Path) -> None:
+    wids = pytest.importorskip("wids")
+    with warnings.catch_warnings(action="ignore"):
+        dataset = wids.ShardListDataset(
+            str(built["webdataset"] / "wids-train.json"), cache_dir=str(tmp_path), keep=True
+        )
+        seen = [dataset[number] for number in (23, 0, 11)]
+        gc.collect()
+    index = SampleIndex.load(built["webdataset"], Manifest.load(built["webdataset"]).split("train").index)
+    assert len(dataset) == 24
+    assert [sample["__key__"].removeprefix("./") for sample in seen] == [index.key(number) for number in (23, 0, 11)]
+    assert [int(sample[".cls"]) for sample in seen] == index.label[[23, 0, 11]].tolist()
+
+
+def test_open_clip_finds_how_many_samples_each_tar_has(built: dict[str, Path]) -> None:
+    sizes = json.loads((built["webdataset"] / "sizes.json").read_text())
+    counted = {}
+    for path in built["webdataset"].glob("*.tar"):
+        with tarfile.open(path) as tar:
+            counted[path.name] = sum(name.endswith(".cls") for name in tar.getnames())
+    assert sizes == counted
+    assert sum(sizes.values()) == 24
+
+
 STOCK_LOADER = """
 import sys
 import numpy as np

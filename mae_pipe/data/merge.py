@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from mae_pipe import __version__
-from mae_pipe.data import parts, record
+from mae_pipe.data import beside, parts, record
 from mae_pipe.data.index import SampleIndex
 from mae_pipe.data.listing import Listing
 from mae_pipe.data.manifest import NAME, VERSION, Manifest, Shard, Split, Statistics
 from mae_pipe.data.marks import SUFFIX
-from mae_pipe.data.place import INFO, numbers
+from mae_pipe.data.place import numbers
 from mae_pipe.data.plan import Plan
 from mae_pipe.data.scan import Source
 from mae_pipe.errors import DataError
@@ -60,7 +60,7 @@ def merge(
         map_classes=mapped if plan.maps else before["map_classes"],
         base=base,
     )
-    _save_info(out, manifest)
+    beside.save(out, manifest)
     manifest.save(out)
     parts.flush(out / NAME)
     parts.flush(out)
@@ -131,22 +131,3 @@ class _Merged:
                     shutil.copyfileobj(file, out)
         parts.settle(draft, path)
         return Shard(name=path.name, images=images, bytes=path.stat().st_size, sha256=parts.sha256_of(path))
-
-
-def _save_info(out: Path, manifest: Manifest) -> None:
-    """``_info.json``, in which timm's reader of tars looks up files and lengths."""
-    if manifest.base is not None or not all(
-        shard.name.endswith(".tar") for split in manifest.splits.values() for shard in split.shards
-    ):
-        return
-    splits = {
-        name: {
-            "name": name,
-            "num_samples": split.images,
-            "filenames": [shard.name for shard in split.shards],
-            "shard_lengths": [shard.images for shard in split.shards],
-        }
-        for name, split in manifest.splits.items()
-    }
-    path = out / INFO
-    path.write_text(json.dumps({"name": "mae-pipe", "splits": splits}, indent=1) + "\n", encoding="utf-8")

@@ -13,13 +13,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from mae_pipe.data import beside
 from mae_pipe.data.manifest import NAME, Manifest
 from mae_pipe.data.plan import Plan
 from mae_pipe.data.record import FOLDER
 from mae_pipe.data.scan import Source
 from mae_pipe.errors import DataError, DiskError
 
-INFO = "_info.json"
 INDEX = ".index.safetensors"  # after the name of a split
 _DRAFT = re.compile(r"\w+-\d{6}\.\w+\.tmp|\w+\.marks\.tmp|\w+\.index\.safetensors\.tmp|manifest\.json\.tmp")
 
@@ -118,8 +118,9 @@ def _empty(out: Path) -> None:
     clear(out, set())
     if (out / NAME).exists():
         names = _built(out)
+        splits = [path.name.removesuffix(INDEX) for path in out.glob(f"*{INDEX}")]
         (out / NAME).unlink()
-        for name in (*names, INFO):
+        for name in (*names, *beside.names(splits)):
             (out / name).unlink(missing_ok=True)
 
 
