@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mae_pipe.contracts import View as View
     from mae_pipe.data.batch import Batch as Batch
     from mae_pipe.data.refusal import Refusal as Refusal
+    from mae_pipe.data.sample import Origin as Origin
     from mae_pipe.data.sample import Placed as Placed
     from mae_pipe.data.sample import Sample as Sample
     from mae_pipe.data.sample import ShardFormat as ShardFormat
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from mae_pipe.data.sources import Asked as Asked
     from mae_pipe.data.sources import ImageSource as ImageSource
     from mae_pipe.data.sources import Item as Item
-    from mae_pipe.data.sources import Origin as Origin
     from mae_pipe.data.sources import read_file as read_file
     from mae_pipe.data.sources import stamp_of as stamp_of
     from mae_pipe.errors import DataError as DataError
@@ -56,7 +56,7 @@ _HOME = {
     "MaePipeError": "mae_pipe.errors",
     "Mask": "mae_pipe.masking",
     "MaskSampler": "mae_pipe.contracts",
-    "Origin": "mae_pipe.data.sources",
+    "Origin": "mae_pipe.data.sample",
     "Placed": "mae_pipe.data.sample",
     "PluginError": "mae_pipe.errors",
     "Refusal": "mae_pipe.data.refusal",

@@ -16,6 +16,7 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.data.batch import Batch
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream, open_stream
+from mae_pipe.direct import shards_of
 from mae_pipe.engine import Engine
 from mae_pipe.journal import Journal
 from mae_pipe.live import Live
@@ -41,9 +42,11 @@ def pretrain(
 ) -> None:
     """Pretrain on ``shards``, in the run folder ``out``; goes on where an earlier call stopped.
 
+    Images that are in no shards are read where they lie (``direct``).
     Every process of a job calls it; alone it needs no launcher. ``seen`` sees every
     (step, batch, loss), as in ``trainer.train``.
     """
+    given, shards = shards, shards_of(shards, catalog, console)
     here = launch.join()
     micro = Plan.of(recipe, 1, here.world).micro_batch
     stream = open_stream(
@@ -55,7 +58,8 @@ def pretrain(
     run = Run(out, rank=here.rank)
     if resume == "none" or (resume == "auto" and not any(run.checkpoints.glob("step-*"))):
         prepare(task, stream, recipe, run)
-    about = about_data(shards, split, stream, here.world) | {"provenance": task.target.provenance()}
+    about = about_data(shards, split, stream, here.world) | {"shards": str(given.resolve())}
+    about |= {"provenance": task.target.provenance()}
     about |= about_plugins(catalog, shards, mask=recipe.mask.name, target=recipe.target.name)
     checkpoint = run.begin(recipe, about, resume=resume)
     run.make_room(sum(p.numel() for p in task.parameters()), keep=recipe.saving.keep_last)

@@ -10,7 +10,9 @@ import click
 
 @click.command()
 @click.argument("recipe")
-@click.option("--shards", required=True, type=click.Path(path_type=Path), help="Folder that `mae-pipe shard` wrote.")
+@click.option(
+    "--shards", required=True, type=click.Path(path_type=Path), help="Folder that `mae-pipe shard` wrote, or images."
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder, made or gone on with.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a recipe key: mask.ratio=0.6.")
 @click.option("--split", default="train", show_default=True, help="Split of the shards to learn from.")
@@ -29,8 +31,10 @@ def pretrain(
 ) -> None:
     """Pretrain a masked autoencoder on shards.
 
-    RECIPE is a built-in recipe (`mae-pipe recipes`) or a TOML file. A run that was stopped goes on where it was
-    when the same command is given again. Runs as it is, with --nproc N, or under torchrun, deepspeed and srun.
+    RECIPE is a built-in recipe (`mae-pipe recipes`) or a TOML file. Images in no shards (a folder, or another of
+    docs/sources.md) are indexed once, in ~/.cache/mae-pipe, and read where they lie. A run that was stopped goes on
+    where it was when the same command is given again. Runs as it is, with --nproc N, or under torchrun, deepspeed
+    and srun.
     """
     from mae_pipe import launch
     from mae_pipe import recipe as recipes

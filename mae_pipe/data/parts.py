@@ -59,7 +59,7 @@ def make(plan: Plan, run: Run, tally: Tally) -> None:
     new = path.with_name(path.name + ".tmp")
     noted = record.record_path(plan.out, run.name)
     try:
-        made = _Making(plan, run, source, format.max_side, tally)
+        made = _Making(plan, run, source, format, tally)
         places = inplace.places(source, run, made) if plan.in_place else _written(format, new, made, plan)
         file = None
         if places and plan.in_place:
@@ -85,9 +85,10 @@ def make(plan: Plan, run: Run, tally: Tally) -> None:
 class _Making:
     """Iterates over a run's admitted samples, and keeps account of them."""
 
-    def __init__(self, plan: Plan, run: Run, source: ImageSource, limit: int | None, tally: Tally) -> None:
+    def __init__(self, plan: Plan, run: Run, source: ImageSource, format: ShardFormat, tally: Tally) -> None:
         self._plan, self._run, self._source, self._tally = plan, run, source, tally
-        self._wishes = replace(plan.wishes, limit=limit)
+        self._wishes = replace(plan.wishes, limit=format.max_side)
+        self._origins = format.origins
         self.keys: list[str] = []
         self.marks: list[bytes] = []  # of each image; empty where it has none
         self._shapes: list[tuple[int, int, int]] = []  # width, height, label
@@ -119,6 +120,7 @@ class _Making:
                 self._plan.wishes.channels,
                 file.labels,
                 map_.data if map_ else None,
+                self._source.origin(file.place) if self._origins and not image.converted else None,
             )
             self._tally.add(1, 0)
 

@@ -23,6 +23,7 @@ class Sample:
         label: the class number, or None.
         labels: the class numbers, rising, where an image may have several; else None.
         map: a PNG file of the image's size whose values are class numbers, 255 where none; or None.
+        origin: the file that holds exactly these bytes, where there is one and the format asks for ``origins``.
     """
 
     key: str
@@ -34,6 +35,16 @@ class Sample:
     channels: int = 3
     labels: tuple[int, ...] | None = None
     map: bytes | None = None
+    origin: Origin | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A file that holds an image's bytes as they are."""
+
+    path: Path
+    offset: int = 0
+    size: int | None = None  # None: to the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +94,7 @@ class ShardFormat(ABC):
     """
 
     suffix: str
+    origins: bool = False  # whether it wants to know where samples come from
     planes: bool = False  # whether samples may be "yuv420"
     max_side: int | None = None
     imports: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mae_pipe.data.refusal import Refusal
+from mae_pipe.data.sample import Origin
 from mae_pipe.errors import DataError, MaePipeError, PluginError
 
 if TYPE_CHECKING:
@@ -54,15 +55,6 @@ class Asked:
     arrays: bool = False
     labels: bool = True
     whole: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """A file that holds an image's bytes as they are."""
-
-    path: Path
-    offset: int = 0
-    size: int | None = None  # None: to the end
 
 
 class ImageSource(ABC):

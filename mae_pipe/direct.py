@@ -1,0 +1,99 @@
+"""Training straight from images that are in no shards: they are listed and checked once, in the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from filelock import FileLock
+from rich.console import Console
+
+from mae_pipe.catalog import Catalog
+from mae_pipe.data.manifest import NAME, Manifest
+from mae_pipe.data.scan import Source, scan
+from mae_pipe.data.sources import open_source, recognised
+from mae_pipe.disk import write_whole, writing
+from mae_pipe.errors import DataError
+from mae_pipe.sharding import build
+from mae_pipe.wording import counted
+
+MANY = 50_000  # images, from which on shards are worth their room
+NAMED = 3  # changed files that are named
+
+
+def shards_of(given: Path, catalog: Catalog, console: Console | None = None) -> Path:
+    """``given`` where it holds shards, or else a folder of the cache with an index of the images there.
+
+    The order, the crops and the labels are those of the shards that ``mae-pipe shard`` would build. Every process
+    of a job may call it at once.
+    """
+
+    def say(text: str) -> None:
+        (console or Console(stderr=True)).print(text, markup=False, highlight=False, soft_wrap=True)
+
+    if not given.exists() or (given / NAME).exists():
+        return given
+    name = recognised(given, catalog)
+    source = open_source(given, name, catalog, {})
+    try:
+        found = scan(source)
+    except DataError as error:
+        raise DataError(f"{given} holds no {NAME}, and its images cannot be used as they lie: {error}") from error
+    finally:
+        source.close()
+    listing = _listing(found)
+    source.close()
+    place = _cache() / hashlib.sha256(os.fsencode(given.resolve())).hexdigest()[:16]
+    key = hashlib.sha256(listing).hexdigest()[:16]
+    out, before = place / key, place / "listing"
+    with writing(place):
+        place.mkdir(parents=True, exist_ok=True)
+    with FileLock(place / "lock"):  # the first process of a job builds, the others wait for it
+        if (out / NAME).exists():
+            Manifest.load(out)
+            return out
+        count = sum(len(split) for split in found.splits)
+        if before.exists():
+            say(f"{given} has changed since it was indexed: {_changes(before.read_bytes(), listing)}")
+        say(f"indexing the {counted(count, 'image')} of {given} once, in {out}")
+        if count >= MANY:
+            say(f"so many files are read faster from shards: mae-pipe shard {given} SHARDS")
+        build(given, out, format="files", catalog=catalog, source_name=name)
+        write_whole(before, listing)
+    return out
+
+
+def _cache() -> Path:
+    """Of this user, for indexes of folders."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "mae-pipe" / "folders"
+
+
+def _listing(found: Source) -> bytes:
+    """A line for every image: what changes when it does."""
+    lines = []
+    for split in found.splits:
+        for number in range(len(split)):
+            place = split.place(number)
+            words = (
+                split.split,
+                str(split.labels[number]),
+                found.reader.stamp(place),
+                split.prefix + split.paths[number],
+            )
+            lines.append(os.fsencode("\t".join(words).replace("\n", " ")))
+    return b"\n".join([*lines, "\t".join(found.classes).encode()])
+
+
+def _changes(before: bytes, now: bytes) -> str:
+    """How many images came, went and changed, and which are the first."""
+    old, new = ({line.rpartition(b"\t")[2]: line for line in text.split(b"\n")[:-1]} for text in (before, now))
+    came, went = sorted(new.keys() - old.keys()), sorted(old.keys() - new.keys())
+    other = sorted(path for path in old.keys() & new.keys() if old[path] != new[path])
+    said = []
+    for what, paths in (("new", came), ("gone", went), ("changed", other)):
+        if paths:
+            named = [os.fsdecode(path) for path in paths[:NAMED]] + ["..."] * (len(paths) > NAMED)
+            said.append(f"{len(paths):,} {what} ({', '.join(named)})")
+    return ", ".join(said) or "its classes"
