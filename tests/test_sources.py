@@ -217,6 +217,16 @@ def test_webdataset_shards_are_a_source_and_keep_keys_labels_and_classes(unpacke
     assert shards(tmp_path / "b") == shards(tmp_path / "a")
 
 
+def test_lists_and_maps_of_classes_are_not_lost_silently(
+    photos: dict[str, bytes], unpacked: Path, tmp_path: Path
+) -> None:
+    table = write(tmp_path / "labels.csv", "".join(f"{name},a;b\n" for name in photos))
+    make(unpacked, tmp_path / "multi", labels=table)
+    with pytest.raises(DataError, match="have lists or maps of classes, which are not read from shards"):
+        listed(tmp_path / "multi")
+    assert len(listed(tmp_path / "multi", label="none")) == len(photos)
+
+
 def test_labels_of_img2dataset_timm_and_text_files(tmp_path: Path) -> None:
     said = {
         "k.jpg": jpeg(1),
@@ -330,12 +340,17 @@ def test_a_zip_gives_the_shards_of_its_folder(
     assert [entry.reason for entry in made.splits["train"].refused] == ["not an image file"]
 
 
-def test_a_zip_has_splits_as_a_folder_has(photos: dict[str, bytes], tmp_path: Path) -> None:
+def packed_in(kind: str, folder: Path, files: dict[str, bytes]) -> Path:
+    return zip_of(folder / "x.zip", files) if kind == "zip" else write(folder / "x.tar", tar_of(files))
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_an_archive_has_splits_as_a_folder_has(kind: str, photos: dict[str, bytes], tmp_path: Path) -> None:
     files = {f"{'val' if n % 4 == 0 else 'train'}/{name}": data for n, (name, data) in enumerate(photos.items())}
     for name, data in files.items():
         write(tmp_path / "in" / name, data)
     make(tmp_path / "in", tmp_path / "a")
-    make(zip_of(tmp_path / "x.zip", files), tmp_path / "b")
+    make(packed_in(kind, tmp_path, files), tmp_path / "b")
     assert shards(tmp_path / "a") == shards(tmp_path / "b")
 
 
@@ -349,7 +364,7 @@ def test_a_zip_leads_nowhere_else_and_unpacks_no_more_than_it_says(tmp_path: Pat
     }
     found = listed(zip_of(tmp_path / "x.zip", out))
     assert {path for path, _, _, refused in found if not refused} == {"ok.jpg"}
-    assert {refused for *_, refused in found} == {"", "a path that leads out of the zip", "a hidden file"}
+    assert {refused for *_, refused in found} == {"", "a path that leads out of the archive", "a hidden file"}
     bomb = zip_of(tmp_path / "bomb.zip", {"b.jpg": bytes(1 << 22), "a.jpg": jpeg(1)})
     data = bytearray(bomb.read_bytes())
     at = data.index(b"PK\1\2")
@@ -512,6 +527,8 @@ def material(kind: str, folder: Path, photos: dict[str, bytes]) -> Path:
         return folder
     if kind == "zip":
         return zip_of(folder / "x.zip", photos)
+    if kind == "tar":
+        return write(folder / "x.tar", tar_of(photos))
     if kind == "table":
         for name, data in photos.items():
             write(folder / name, data)
@@ -526,7 +543,7 @@ def material(kind: str, folder: Path, photos: dict[str, bytes]) -> Path:
     return folder
 
 
-KINDS = ("folder", "imagenet", "parquet", "table", "webdataset", "zip")
+KINDS = ("folder", "imagenet", "parquet", "table", "tar", "webdataset", "zip")
 
 
 @pytest.mark.parametrize("kind", KINDS)

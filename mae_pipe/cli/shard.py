@@ -100,7 +100,7 @@ FOLDER = click.Path(path_type=Path)
     "--source",
     "source_name",
     metavar="NAME",
-    help="How SRC is laid out: folder, zip, table, webdataset, parquet, imagenet, a plugin's.  [default: as it looks]",
+    help="How SRC is laid out: folder, zip, tar, table, webdataset, parquet, imagenet, ...  [default: as it looks]",
 )
 @click.option(
     "--set", "changes", multiple=True, metavar="KEY=VALUE", help="An option of the source, as label=fine_label."
@@ -131,10 +131,10 @@ def shard(
 ) -> None:
     """Build shards in OUT from the images in SRC.
 
-    SRC/CLASS/*.jpg has labels, SRC/*.jpg has none, SRC/train/... and SRC/val/... are splits. SRC may also be a zip of
-    such folders, a table (.csv, .jsonl), Parquet files, WebDataset tars, or ImageNet's own tars (docs/sources.md).
-    Every image is decoded and checked: what cannot be used is named in OUT/manifest.json and counted below, and stops
-    nothing. A build that was stopped goes on where it was when the same command is given again.
+    SRC/CLASS/*.jpg has labels, SRC/*.jpg has none, SRC/train/... and SRC/val/... are splits. SRC may also be a zip or
+    tar of such folders, a table (.csv, .jsonl), Parquet files, WebDataset tars, or ImageNet's own tars
+    (docs/sources.md). Every image is decoded and checked: what cannot be used is named in OUT/manifest.json and counted
+    below, and stops nothing. A build that was stopped goes on where it was when the same command is given again.
     """
     from mae_pipe.catalog import Catalog
     from mae_pipe.options import parsed

@@ -6,6 +6,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mae_pipe.api import Asked, DataError, ImageSource, Item, Origin, Refusal, plugin, stamp_of
 
@@ -14,6 +15,7 @@ from ..members import Tar
 from ..samples import Labelling, groups
 from .labels import number_or_name
 from .names import split_of, why_not
+from .tar import is_of_folders
 
 BYTES = 512 << 20
 OPEN = 16  # tars at a time
@@ -41,7 +43,8 @@ class WebDataset(ImageSource):
     @classmethod
     def recognises(cls, path: Path) -> bool:
         if path.is_file():
-            return path.suffix == ".tar" and not path.name.startswith("ILSVRC2012_img_")
+            plain = path.suffix == ".tar" and not path.name.startswith("ILSVRC2012_img_")
+            return plain and not is_of_folders(path)
         if not path.is_dir():
             return False
         names = [entry for entry in path.iterdir() if not entry.name.startswith((".", "_"))]
@@ -54,7 +57,18 @@ class WebDataset(ImageSource):
             paths = [self.path / name for name in self._files]
         if not paths:
             raise DataError(f"{self.path} holds no .tar files; give the folder that holds them")
-        self.classes = self._named()
+        about = self._about()
+        if (
+            asked.labels
+            and self._label.wanted != "none"
+            and (about.get("labelling") == "multi" or about.get("map_classes"))
+        ):
+            raise DataError(
+                f"the shards {self.path} have lists or maps of classes, which are not read from shards; "
+                f"build the new ones from the images, or give --set label=none"
+            )
+        names = about.get("classes")
+        self.classes = names if names and all(isinstance(name, str) for name in names) else None
         for path in paths:
             name = path.name if path == self.path else str(path.relative_to(self.path))
             tar, split = Tar.of(path), split_of(path.name, self.SPLITS)
@@ -105,14 +119,14 @@ class WebDataset(ImageSource):
     def _file(self, name: str) -> Path:
         return self.path / name if self.path.is_dir() else self.path
 
-    def _named(self) -> list[str] | None:
-        """The names of the classes, where mae-pipe's own manifest has them."""
+    def _about(self) -> dict[str, Any]:
+        """What mae-pipe's own manifest says, where there is one."""
         path = self.path / "manifest.json"
         try:
-            names = json.loads(path.read_text(encoding="utf-8")).get("classes") if path.is_file() else None
-        except (ValueError, AttributeError):
-            return None
-        return names if names and all(isinstance(name, str) for name in names) else None
+            about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError:
+            return {}
+        return about if isinstance(about, dict) else {}
 
 
 def _parts(place: str) -> tuple[str, int, int]:
