@@ -1,7 +1,8 @@
 """Loaders compared on the same photos in one run: images a second, and how many times as many ours makes.
 
 Every contestant runs in a process of its own and stays there; rounds go through all of them in turn, so that a busy
-minute of the machine meets all; the others are stopped meanwhile. The files are in the page cache. What does not install is left out, by name.
+minute of the machine meets all, and the others are stopped meanwhile. The files are in the page cache. What does not
+install is left out, by name.
 
     tools/bench_loader_setup.sh PEERS
     python tools/bench_loader.py --photos photos.tar --peers PEERS/env --out benchmarks/loader.json
