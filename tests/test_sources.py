@@ -26,6 +26,7 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.cli import _group
 from mae_pipe.data.index import SampleIndex
 from mae_pipe.data.manifest import Manifest
+from mae_pipe.data.refusal import Refusal
 from mae_pipe.data.scan import scan
 from mae_pipe.data.sources import Asked, ImageSource, open_source, recognised
 from mae_pipe.errors import DataError, MaePipeError, PluginError
@@ -328,8 +329,9 @@ def zip_of(path: Path, files: dict[str, bytes], how: int = zipfile.ZIP_DEFLATED)
 
 
 @pytest.mark.parametrize("top", ["", "photos/"])
-def test_a_zip_gives_the_shards_of_its_folder(
-    photos: dict[str, bytes], unpacked: Path, tmp_path: Path, top: str
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_an_archive_gives_the_shards_of_its_folder(
+    photos: dict[str, bytes], unpacked: Path, tmp_path: Path, kind: str, top: str
 ) -> None:
     packed = zip_of(
         tmp_path / "x.zip", {**{top + name: data for name, data in photos.items()}, f"{top}notes.txt": b"x"}
@@ -372,6 +374,23 @@ def test_a_zip_leads_nowhere_else_and_unpacks_no_more_than_it_says(tmp_path: Pat
     made = make(write(tmp_path / "bomb.zip", bytes(data)), tmp_path / "out")
     assert [entry.path for entry in made.splits["train"].refused] == ["b.jpg"]
     assert made.splits["train"].images == 1
+
+
+def test_random_damage_to_a_zip_is_an_error_or_a_refusal(photos: dict[str, bytes], tmp_path: Path) -> None:
+    whole, rng = zip_of(tmp_path / "x.zip", photos).read_bytes(), np.random.default_rng(0)
+    said = 0
+    for _ in range(300):
+        data = bytearray(whole)
+        data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
+        source = open_source(write(tmp_path / "x.zip", bytes(data)), "zip", CATALOG, {})
+        try:
+            for item in list(source.items(Asked())):
+                if not item.refused:
+                    assert source.read(item.prefix + item.path) in photos.values()
+        except (MaePipeError, Refusal):
+            said += 1
+        source.close()
+    assert said > 200
 
 
 def test_what_is_wrong_with_a_zip_is_a_sentence(photos: dict[str, bytes], tmp_path: Path) -> None:

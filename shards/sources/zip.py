@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ class Zip(ImageSource):
         return path.suffix.lower() == ".zip" and path.is_file()
 
     def items(self, asked: Asked) -> Iterator[Item]:
-        names = [entry.filename for entry in self._opened().infolist() if not entry.is_dir()]
+        names = [entry.filename for entry in self._opened().infolist() if not entry.filename.endswith("/")]
         yield from listed(names, asked, self.path)
 
     def read(self, place: str) -> bytes:
@@ -72,6 +73,6 @@ class Zip(ImageSource):
         if self._file is None:
             try:
                 self._file = zipfile.ZipFile(self.path)
-            except (zipfile.BadZipFile, OSError, ValueError) as error:
+            except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, LookupError, struct.error) as error:
                 raise DataError(f"{self.path} cannot be read as a zip ({error}); copy or pack it again") from error
         return self._file
