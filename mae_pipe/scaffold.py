@@ -14,8 +14,14 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.disk import writing
 from mae_pipe.errors import PluginError
 
-WORDS = {"mask": "a mask sampler", "target": "a reconstruction target", "head": "a head", "shards": "a shard format"}
-SUFFIXES = {"mask": "Mask", "target": "Target", "head": "Head", "shards": "Shards"}  # of the class's name
+WORDS = {
+    "mask": "a mask sampler",
+    "target": "a reconstruction target",
+    "head": "a head",
+    "shards": "a shard format",
+    "source": "a source of images",
+}
+SUFFIXES = {"mask": "Mask", "target": "Target", "head": "Head", "shards": "Shards", "source": "Source"}  # of a class
 OPTIONS = {"mask": "pull = 2.0", "target": "power = 2.0", "head": "dropout = 0.1"}  # of the examples, for the README
 
 

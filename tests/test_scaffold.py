@@ -16,7 +16,7 @@ from mae_pipe.cli.plugins import plugins
 from mae_pipe.errors import PluginError
 
 ROOT = Path(__file__).parent.parent
-NAMES = {"mask": "my-mask", "target": "my_target", "head": "mine", "shards": "mine2"}
+NAMES = {"mask": "my-mask", "target": "my_target", "head": "mine", "shards": "mine2", "source": "mine3"}
 PIP = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-index", "--no-deps"]
 
 
@@ -33,7 +33,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def site(written: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all four installed by pip."""
+    """A folder with all of them installed by pip."""
     folder = tmp_path_factory.mktemp("installed")
     subprocess.run([*PIP, "--no-build-isolation", "--target", str(folder), *map(str, written.values())], check=True)
     return folder
@@ -50,13 +50,13 @@ def test_the_packages_pass_their_own_tests_as_they_are(written: dict[str, Path],
     tests = [str(folder / "tests") for folder in written.values()]
     done = run(site, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not zero", *tests, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    count = sum(len(testing.checks(kind, fast=True)) for kind in NAMES)
+    count = sum(len(testing.checks(kind, fast=True)) for kind in NAMES) + 1  # a source has a test of its own
     assert f"{count} passed" in done.stdout or f"{count - 1} passed, 1 skipped" in done.stdout, done.stdout
 
 
 @pytest.mark.slow
 def test_the_packages_train_under_zero_3(site: Path, written: dict[str, Path], tmp_path: Path) -> None:
-    tests = [str(folder / "tests") for kind, folder in written.items() if kind != "shards"]
+    tests = [str(folder / "tests") for kind, folder in written.items() if kind not in ("shards", "source")]
     done = run(site, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "zero", *tests, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 passed" in done.stdout
@@ -70,6 +70,7 @@ def test_the_packages_are_listed_with_their_version_of_the_interface(site: Path,
         ["target", "my_target", "mae-pipe-my-target"],
         ["head", "mine", "mae-pipe-mine"],
         ["shards", "mine2", "mae-pipe-mine2"],
+        ["source", "mine3", "mae-pipe-mine3"],
     ]
     assert "not usable" not in shown.stdout
     one = run(site, "-m", "mae_pipe", "plugins", "show", "mask", "my-mask", cwd=tmp_path).stdout
@@ -115,7 +116,11 @@ def test_the_packages_are_typed(written: dict[str, Path], tmp_path: Path) -> Non
         ("mask", "../x", "cannot name a plugin"),
         ("mask", "block", "there is a mask plugin 'block' already, of mae-pipe; choose another name"),
         ("head", "plugins", "a package mae_pipe_plugins is installed already"),
-        ("method", "mine", "there is no contract for the kind 'method' to write; choose mask, target, head, shards"),
+        (
+            "method",
+            "mine",
+            "there is no contract for the kind 'method' to write; choose mask, target, head, shards, source",
+        ),
     ],
 )
 def test_what_cannot_be_written_is_one_sentence(tmp_path: Path, kind: str, name: str, why: str) -> None:

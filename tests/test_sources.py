@@ -333,9 +333,8 @@ def zip_of(path: Path, files: dict[str, bytes], how: int = zipfile.ZIP_DEFLATED)
 def test_an_archive_gives_the_shards_of_its_folder(
     photos: dict[str, bytes], unpacked: Path, tmp_path: Path, kind: str, top: str
 ) -> None:
-    packed = zip_of(
-        tmp_path / "x.zip", {**{top + name: data for name, data in photos.items()}, f"{top}notes.txt": b"x"}
-    )
+    files = {**{top + name: data for name, data in photos.items()}, f"{top}notes.txt": b"x"}
+    packed = packed_in(kind, tmp_path, files)
     make(unpacked, tmp_path / "a")
     made = make(packed, tmp_path / "b", workers=2)
     assert shards(tmp_path / "a") == shards(tmp_path / "b")

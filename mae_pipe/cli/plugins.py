@@ -51,7 +51,7 @@ def _options(command: F) -> F:
 @_plugin_files
 @click.pass_context
 def plugins(context: click.Context, files: tuple[Path, ...]) -> None:
-    """List the installed plugins: mask samplers, targets, heads, shard formats; show, write or check one."""
+    """List the installed plugins: mask samplers, targets, heads, shard formats, sources; show, write or check one."""
     if context.invoked_subcommand is None:
         context.invoke(list_plugins, files=files)
     elif files:
@@ -81,7 +81,7 @@ def list_plugins(files: tuple[Path, ...]) -> None:
 @_options
 @_plugin_files
 def show(kind: str, name: str, picture: Path | None, changes: tuple[str, ...], files: tuple[Path, ...]) -> None:
-    """Show the plugin NAME of a KIND (mask, target, head, shards): what it does, and its options.
+    """Show the plugin NAME of a KIND (mask, target, head, shards, source): what it does, and its options.
 
     Nothing is imported, unless a picture is wanted.
     """
@@ -129,7 +129,8 @@ def _draw(catalog: Catalog, entry: Entry, options: dict[str, Any], path: Path) -
 def _in_a_recipe(entry: Entry) -> list[str]:
     """How a recipe or a command names a plugin, with its options as they are by default."""
     if entry.kind not in ("mask", "target", "head"):
-        return [f"mae-pipe shard IMAGES SHARDS --format {entry.name}"] if entry.kind == "shards" else []
+        flag = {"shards": "--format", "source": "--source"}.get(entry.kind)
+        return [f"mae-pipe shard IMAGES SHARDS {flag} {entry.name}"] if flag else []
     pairs = []
     for option in entry.options:
         try:
@@ -154,7 +155,7 @@ def _toml(value: Any) -> str:
 @click.argument("name")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Where; by default mae-pipe-NAME, here.")
 def new(kind: str, name: str, out: Path | None) -> None:
-    """Write a package with one plugin of a KIND (mask, target, head, shards), ready to install, test and change."""
+    """Write a package with one plugin of a KIND (mask, target, head, shards, source), to install, test and change."""
     from mae_pipe import scaffold
 
     _known(kind)
