@@ -5,7 +5,7 @@ minute of the machine meets all, and the others are stopped meanwhile. The files
 install is left out, by name.
 
     tools/bench_loader_setup.sh PEERS
-    python tools/bench_loader.py --photos photos.tar --peers PEERS/env --out benchmarks/loader.json
+    python tools/bench_loader.py --photos photos.tar --peers PEERS --out benchmarks/loader.json
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from loader_contestants import BATCH, CONTESTANTS, SCALE, SIZE
+from loader_contestants import BATCH, CONTESTANTS, FORK, SCALE, SIZE
 from PIL import Image
 
 from mae_pipe import recipe
@@ -190,13 +190,13 @@ def three(values: list[float], form: str = ".0f") -> str:
 
 
 def measured(
-    names: list[str], work: Path, workers: int, python: str, rounds: int, images: int
+    names: list[str], work: Path, workers: int, pythons: dict[str, str], rounds: int, images: int
 ) -> dict[str, list[float]]:
     """Rates by contestant, a round each; all of them are started first."""
     found: dict[str, list[float]] = {}
     running: dict[str, Process] = {}
     for name in names:
-        process = Process(name, work, workers, python)
+        process = Process(name, work, workers, pythons.get(name, pythons[""]))
         if process.trouble:
             print(f"left out with {workers} workers: {name}: {process.trouble}")
             process.end()
@@ -216,18 +216,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="a tar of CLASS/NAME.JPEG")
     parser.add_argument("--work", type=Path, help="a folder to keep what is prepared")
-    parser.add_argument("--peers", type=Path, help="the environment of bench_loader_setup.sh")
+    parser.add_argument("--peers", type=Path, help="the folder of bench_loader_setup.sh")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--images", type=int, default=768, help="in a round")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="contestants whose name has one of them")
     parser.add_argument("--out", type=Path, help="a JSON file of every figure")
     options = parser.parse_args()
-    python = str(options.peers / "bin" / "python") if options.peers else sys.executable
+    pythons = {"": sys.executable}
+    if options.peers:
+        pythons = {"": str(options.peers / "env/bin/python"), FORK: str(options.peers / "fork/bin/python")}
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         prepare(options.photos, work)
+        if not Path(pythons.get(FORK, "")).is_file():
+            print(f"left out: {FORK}: not built")
+            CONTESTANTS.pop(FORK)
         names = [n for n in CONTESTANTS if not options.only or any(word in n for word in options.only)]
         photos = sum(1 for _ in (work / "originals").rglob("*.JPEG"))
         commit = subprocess.run(COMMIT, capture_output=True, text=True, check=False)
@@ -243,7 +248,7 @@ def main() -> None:
         print(exact(work))
         results: dict[str, Any] = {"about": about, "rates": {}}
         for workers in options.workers:
-            rates = measured(names, work, workers, python, options.rounds, options.images)
+            rates = measured(names, work, workers, pythons, options.rounds, options.images)
             results["rates"][workers] = rates
             print(f"\n{workers} worker{'s' * (workers > 1)}: images/s, min / median / max of {options.rounds} rounds; "
                   f"ours on the same bytes (of raw: on planes) is so many times as fast")  # fmt: skip

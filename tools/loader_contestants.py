@@ -60,7 +60,7 @@ def ours(shards: str) -> Make:
     return make
 
 
-def ffcv(file: str) -> Make:
+def ffcv(file: str, **cache: Any) -> Make:
     def make(work: Path, workers: int) -> Run:
         from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
         from ffcv.loader import Loader, OrderOption
@@ -73,7 +73,7 @@ def ffcv(file: str) -> Make:
             num_workers=workers,
             order=OrderOption.RANDOM,
             seed=0,
-            os_cache=True,
+            **cache,
             pipelines={"image": [*image, ToTensor(), ToTorchImage()], "label": [IntDecoder(), ToTensor()]},
         )
         return endless(lambda: (len(batch[0]) for batch in loader))
@@ -228,14 +228,17 @@ def mosaic(work: Path, workers: int) -> Run:
     return loaded(Changed(local=str(folder), batch_size=BATCH, shuffle=True), workers, shuffle=False)
 
 
+FORK = "erow/ffcv, jpg quality 90"  # decodes only the rows of a crop; has an environment of its own
+
 # name -> how it is made, what it reads, and which of ours reads the same
 CONTESTANTS: dict[str, tuple[Make, str, str]] = {
     "mae-pipe, original files": (ours("shards-originals"), "originals", ""),
     "mae-pipe, quality 90": (ours("shards-q90"), "q90", ""),
     "mae-pipe, planes": (ours("shards-planes"), "planes", ""),
-    "ffcv 1.0.2, jpg quality 90": (ffcv("q90.beton"), "q90", "mae-pipe, quality 90"),
-    "ffcv 1.0.2, raw": (ffcv("raw.beton"), "raw", "mae-pipe, planes"),
-    "ffcv 1.0.2, raw up to 512": (ffcv("raw512.beton"), "raw512", "mae-pipe, planes"),
+    "ffcv 1.0.2, jpg quality 90": (ffcv("q90.beton", os_cache=True), "q90", "mae-pipe, quality 90"),
+    "ffcv 1.0.2, raw": (ffcv("raw.beton", os_cache=True), "raw", "mae-pipe, planes"),
+    "ffcv 1.0.2, raw up to 512": (ffcv("raw512.beton", os_cache=True), "raw512", "mae-pipe, planes"),
+    FORK: (ffcv("q90.beton", cache_type=0), "q90", "mae-pipe, quality 90"),
     "DALI on the CPU, fused decoder": (dali, "originals", "mae-pipe, original files"),
     "torchvision ImageFolder + Pillow": (imagefolder("uint8"), "originals", "mae-pipe, original files"),
     "the same, float (official MAE)": (imagefolder("float"), "originals", "mae-pipe, original files"),
