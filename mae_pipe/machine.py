@@ -41,7 +41,7 @@ def findings(folder: Path) -> Iterator[Finding]:
         yield _disk(name, place)
     if SHARED.is_dir():
         yield _shared_memory(shutil.disk_usage(SHARED).total)
-    yield _open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    yield _open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     if left := [name for name in LAUNCHER if name in os.environ]:
         trouble = "a run would take itself for one rank of a job, and wait for the others"
         yield Finding("launcher", "warning", f"{', '.join(left)} set", trouble, f"unset {' '.join(left)}")
@@ -97,8 +97,8 @@ def _shared_memory(size: int) -> Finding:
 def _open_files(limit: int) -> Finding:
     found = "unlimited" if limit == resource.RLIM_INFINITY else str(limit)
     if limit != resource.RLIM_INFINITY and limit < 4096:
-        trouble = f"each rank keeps its shards open: more than about {limit - 100} shards end in 'too many open files'"
-        return Finding("open files", "warning", found, trouble, "ulimit -n 65536")
+        trouble = f"each rank keeps its shards open: of more than {limit - 256}, images open theirs anew"
+        return Finding("open files", "warning", found, trouble, "ulimit -Hn 65536, as root")
     return Finding("open files", "ok", found)
 
 

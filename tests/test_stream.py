@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from PIL import Image
 
 from mae_pipe import recipe
 from mae_pipe.catalog import Catalog
+from mae_pipe.data import descriptors
 from mae_pipe.data.batch import Batch
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream, open_stream
@@ -193,3 +196,25 @@ def test_labels_that_the_shards_lack_are_a_sentence_that_says_how_to_get_them(
 ) -> None:
     with pytest.raises(DataError, match=way):
         opened(shards, labels=labels)
+
+
+def test_more_shards_than_may_be_open_are_opened_again(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [batch.pixels for batch in first(opened(shards), 12)]
+    monkeypatch.setattr(descriptors, "allowed", lambda: 2)
+    stream = opened(shards)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    batches = stream.batches()
+    for pixels in expected:
+        assert next(batches).pixels.equal(pixels)
+        assert len(stream.shelf._readers) <= 2
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 4  # two, and those that its threads read meanwhile
+    batches.close()  # type: ignore[attr-defined]
+
+
+def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be() -> None:
+    code = (
+        "import resource; from mae_pipe.data.descriptors import allowed; hard = resource.getrlimit(7)[1];"
+        "resource.setrlimit(7, (300, 400)); print(allowed(), resource.getrlimit(7))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "144 (400, 400)\n"

@@ -69,7 +69,7 @@ class Stored:
 
 
 class ShardReader(ABC):
-    """One open shard file. Safe to read from several threads at once."""
+    """One open shard file. Safe to read from several threads at once; lets go of the file when it is dropped."""
 
     @abstractmethod
     def read(self, number: int, placed: Placed) -> bytes | memoryview:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mae_pipe.catalog import Catalog
+from mae_pipe.data import descriptors
 from mae_pipe.data.index import SampleIndex
 from mae_pipe.data.manifest import Labels, Manifest
 from mae_pipe.data.marks import Marks
@@ -29,7 +30,7 @@ class Shelf:
         self._first = np.searchsorted(self.index.shard, np.arange(len(self.split.shards)))  # row of each shard's first
         self._marks = Marks(folder, self.split.marks, self.index) if self.split.marks else None
         self._readers: dict[int, ShardReader] = {}
-        self._lock = threading.Lock()
+        self._lock, self._most = threading.Lock(), descriptors.allowed()
         self._home = self.manifest.home(folder)
         missing = [shard.name for shard in self.split.shards if not (self._home / shard.name).is_file()]
         if missing:
@@ -106,6 +107,8 @@ class Shelf:
                         raise DataError(
                             f"{path} is missing or cut short; copy it again, or run: mae-pipe verify {self.folder}"
                         )
+                    while len(self._readers) >= self._most:  # a thread that reads it still holds it open
+                        del self._readers[next(iter(self._readers))]
                     reader = self._readers[shard] = self._format.open(path)
         return shard, reader
 
