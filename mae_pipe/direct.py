@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from rich.console import Console
@@ -18,6 +20,7 @@ from mae_pipe.errors import DataError
 from mae_pipe.sharding import build
 from mae_pipe.wording import counted
 
+READ_FROM = "read_from"  # what a run's record calls the images that its index is of
 MANY = 50_000  # images, from which on shards are worth their room
 NAMED = 3  # changed files that are named
 
@@ -62,6 +65,13 @@ def shards_of(given: Path, catalog: Catalog, console: Console | None = None) -> 
         build(given, out, format="files", catalog=catalog, source_name=name)
         write_whole(before, listing)
     return out
+
+
+def shards_of_run(about: Mapping[str, Any], catalog: Catalog, console: Console | None = None) -> Path:
+    """The shards that a run's ``about`` names; an index that the cache no longer holds is made again."""
+    shards = Path(about["shards"])
+    gone = READ_FROM in about and not (shards / NAME).exists()
+    return shards_of(Path(about[READ_FROM]), catalog, console) if gone else shards
 
 
 def _cache() -> Path:

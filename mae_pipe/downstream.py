@@ -15,7 +15,7 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.classification import UNTRAINED, Classification, read_weights
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream
-from mae_pipe.direct import shards_of
+from mae_pipe.direct import shards_of, shards_of_run
 from mae_pipe.disk import write_whole
 from mae_pipe.engine import Engine
 from mae_pipe.errors import RunError
@@ -81,7 +81,7 @@ def downstream(
     if not isinstance(pretrained, Pretrain):
         raise RunError(f"{run} is a {pretrained.task} run; give the run folder that mae-pipe pretrain wrote")
     recipe = inherit(recipe, pretrained)
-    shards = shards_of(shards or Path(runs.about(run)["shards"]), catalog, console)
+    shards = shards_of(shards, catalog, console) if shards else shards_of_run(runs.about(run), catalog, console)
     out = out or folder_of(run, recipe, from_scratch=from_scratch)
     weights, fingerprint = (None, UNTRAINED) if from_scratch else read_weights(run)
 

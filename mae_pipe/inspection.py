@@ -13,6 +13,7 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.data.batch import Batch
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import open_stream
+from mae_pipe.direct import shards_of
 from mae_pipe.errors import RecipeError
 from mae_pipe.pretraining import crops
 from mae_pipe.recipe import Pretrain
@@ -64,6 +65,7 @@ def _batches(chosen: Pretrain, shards: Path | None, split: str, catalog: Catalog
         noisy = smooth + 0.1 * torch.randn(smooth.shape, generator=generator)
         pixels = (noisy * 255).clamp(0, 255).to(torch.uint8)
         return [Batch(pixels, *(torch.arange(micro),) * 3)] * (FIT_IMAGES // micro)
+    shards = shards_of(shards, catalog)
     stream = open_stream(shards, split, chosen.data, seed=chosen.seed, share=Share(0, 1, micro), catalog=catalog)
     batches = stream.batches()
     try:

@@ -16,7 +16,7 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.data.batch import Batch
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream, open_stream
-from mae_pipe.direct import shards_of
+from mae_pipe.direct import READ_FROM, shards_of
 from mae_pipe.engine import Engine
 from mae_pipe.journal import Journal
 from mae_pipe.live import Live
@@ -58,8 +58,8 @@ def pretrain(
     run = Run(out, rank=here.rank)
     if resume == "none" or (resume == "auto" and not any(run.checkpoints.glob("step-*"))):
         prepare(task, stream, recipe, run)
-    about = about_data(shards, split, stream, here.world) | {"shards": str(given.resolve())}
-    about |= {"provenance": task.target.provenance()}
+    about = about_data(shards, split, stream, here.world) | {"provenance": task.target.provenance()}
+    about |= {} if given == shards else {READ_FROM: str(given.resolve())}
     about |= about_plugins(catalog, shards, mask=recipe.mask.name, target=recipe.target.name)
     checkpoint = run.begin(recipe, about, resume=resume)
     run.make_room(sum(p.numel() for p in task.parameters()), keep=recipe.saving.keep_last)

@@ -23,6 +23,7 @@ from mae_pipe.data.refusal import Refusal
 from mae_pipe.data.sample import Stored
 from mae_pipe.data.shelf import Shelf
 from mae_pipe.data.stream import Stream
+from mae_pipe.direct import shards_of
 from mae_pipe.errors import DataError, RunError
 from mae_pipe.pixels import pixels_of
 from mae_pipe.recipe import Data, Pretrain, parse
@@ -128,7 +129,7 @@ def given(paths: Sequence[Path], data: Data) -> tuple[Batch, list[str]]:
 
 def fixed(shards: Path, split: str, data: Data, count: int, catalog: Catalog) -> tuple[Batch, list[str]]:
     """``count`` images spread evenly over a split, always the same ones, and their keys."""
-    shelf = Shelf(shards, split, catalog)
+    shelf = Shelf(shards_of(shards, catalog), split, catalog)
     rows = np.unique(np.linspace(0, len(shelf.index) - 1, count).round().astype(np.int64))
     calm = data.model_copy(update={"workers": 0})
     stream = Stream(shelf, calm, seed=0, share=Share(micro_batch=len(rows)), training=False, rows=rows)

@@ -12,16 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from rich.console import Console
 
 from mae_pipe import recipe, testing
 from mae_pipe.catalog import Catalog
+from mae_pipe.cli import _group
 from mae_pipe.data.index import SampleIndex
 from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import open_stream
-from mae_pipe.direct import shards_of
+from mae_pipe.direct import shards_of, shards_of_run
 from mae_pipe.errors import DataError
 from mae_pipe.sharding import build
 from mae_pipe.verifying import verify
@@ -151,6 +153,22 @@ def test_what_is_no_folder_of_images_is_still_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no manifest.json, and its images cannot .* holds no image files"):
         direct(tmp_path / "empty")
     assert shards_of(tmp_path / "nowhere", Catalog()) == tmp_path / "nowhere"
+
+
+def test_a_run_finds_its_index_again_and_makes_it_again_where_it_was_deleted(photos: Path, cache: Path) -> None:
+    out, _ = direct(photos)
+    about = {"shards": str(out), "read_from": str(photos)}
+    assert shards_of_run(about, Catalog()) == out
+    shutil.rmtree(cache)
+    assert shards_of_run(about, Catalog(), Console(file=io.StringIO())) == out
+    assert verify(out) == []
+    assert shards_of_run({"shards": "gone"}, Catalog()) == Path("gone")
+
+
+def test_other_commands_take_a_folder_of_images_too(photos: Path) -> None:
+    done = CliRunner().invoke(_group, ["order", str(photos), "--head", "3"])
+    assert done.exit_code == 0, done.output
+    assert "across/" in done.output or "down/" in done.output
 
 
 def test_the_format_keeps_the_contract_of_shards() -> None:

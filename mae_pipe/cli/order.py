@@ -45,9 +45,11 @@ def order(
     from mae_pipe.catalog import Catalog
     from mae_pipe.data.order import Order, Share
     from mae_pipe.data.shelf import Shelf
+    from mae_pipe.direct import shards_of
     from mae_pipe.wording import counted
 
-    shelf = Shelf(shards, split, Catalog(plugins))
+    catalog = Catalog(plugins)
+    shelf = Shelf(shards_of(shards, catalog), split, catalog)
     images, index = len(shelf.index), shelf.index
     positions = epoch * images * repeats + start + np.arange(head)
     numbers = Order(images, seed).at(positions // repeats)

@@ -20,6 +20,7 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream, open_stream
+from mae_pipe.direct import shards_of
 from mae_pipe.disk import write_whole
 from mae_pipe.engine import Engine
 from mae_pipe.journal import Journal
@@ -66,6 +67,7 @@ def train_tokenizer(
     console: Console | None = None,
 ) -> Result:
     """Train on ``shards``, in the folder ``out``; goes on where an earlier call stopped. All ranks call it."""
+    shards = shards_of(shards, catalog, console)
     here = launch.join()
     micro = Plan.of(recipe, 1, here.world).micro_batch
     share = Share(here.rank, here.world, micro)
