@@ -60,18 +60,20 @@ def groups(tar: Tar) -> Iterator[Group]:
 
 @dataclass(frozen=True)
 class Labelling:
-    """Where a sample's label is: "" (.cls, else "label" in .json), "cls", "txt", "json:FIELD", or "none"."""
+    """Where a sample's label is: "" (.cls, else "label" in .json), "cls", "txt", "json:FIELD", "folder", or "none"."""
 
     wanted: str = ""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"|none|cls|txt|json:.+", self.wanted):
-            raise ValueError(f"label is {self.wanted!r}; expected cls, txt, json:FIELD or none")
+        if not re.fullmatch(r"|none|cls|txt|folder|json:.+", self.wanted):
+            raise ValueError(f"label is {self.wanted!r}; expected cls, txt, json:FIELD, folder or none")
 
     def of(self, tar: Tar, group: Group) -> object:
         """As it is written there; None where there is none."""
         kind, _, name = self.wanted.partition(":")
         where = f"{tar.name}: {group.key}"
+        if kind == "folder":
+            return group.key.partition("/")[0] if "/" in group.key else None
         if kind not in ("none", "json"):
             ending = kind or "cls"
             if ending in group.parts:

@@ -177,6 +177,16 @@ def test_what_img2dataset_and_webdatasets_own_writer_make_is_indexed(tmp_path: P
         assert stored.key(number) == sample["__key__"]
 
 
+def test_a_tar_of_class_folders_has_the_labels_of_its_folders(tmp_path: Path) -> None:
+    write(
+        tmp_path / "x.tar", tar_of({"dog/1.jpg": jpeg(1), "cat/1.jpg": jpeg(2), "cat/2.jpg": jpeg(3), "4.jpg": jpeg(4)})
+    )
+    made = make([tmp_path / "x.tar"], tmp_path / "index", label="folder")
+    assert made.classes == ["cat", "dog"]
+    assert rows(tmp_path / "index").label.tolist() == [1, 0, 0]
+    assert [(entry.path, entry.reason) for entry in made.splits["train"].refused] == [("4.jpg", "no label")]
+
+
 def test_a_tar_that_changes_after_it_was_indexed_is_noticed(theirs: Path, tmp_path: Path) -> None:
     make([theirs], tmp_path / "index")
     path = theirs / "train-000001.tar"

@@ -438,6 +438,15 @@ def test_a_table_has_splits_and_numbers_and_says_what_is_not_there(tmp_path: Pat
     assert make(mixed, tmp_path / "mixed").classes == ["02", "10", "cat"]
 
 
+def test_images_without_a_label_among_others_are_refused_and_the_rest_keep_theirs(tmp_path: Path) -> None:
+    for n in range(4):
+        write(tmp_path / f"{n}.jpg", jpeg(n))
+    made = make(write(tmp_path / "list.csv", "path,label\n0.jpg,dog\n1.jpg,\n2.jpg,cat\n3.jpg,dog\n"), tmp_path / "out")
+    assert made.classes == ["cat", "dog"]
+    assert rows(tmp_path / "out") == [("0", 1), ("2", 0), ("3", 1)]
+    assert [(entry.path, entry.reason) for entry in made.splits["train"].refused] == [("1.jpg", "no label")]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -15,7 +15,10 @@ from mae_pipe.cli.shard import FOLDER, bar, summary
 @click.option("--out", required=True, type=FOLDER, help="Folder for the manifest and the index.")
 @click.option("--split", metavar="NAME", help="What all of them are.  [default: as each one's name says, else train]")
 @click.option(
-    "--label", default="", metavar="WHERE", help="cls, txt, json:FIELD or none.  [default: .cls, or label in .json]"
+    "--label",
+    default="",
+    metavar="WHERE",
+    help="cls, txt, json:FIELD, folder, none.  [default: .cls, or label in .json]",
 )
 @click.option("--image", default="", metavar="ENDING", help="Of the images, where a sample has several.")
 @click.option("--class-names", type=FOLDER, metavar="FILE", help="A class name a line, where labels are numbers.")

@@ -110,7 +110,9 @@ class _Gathered:
         listing.add(path, number, item.place)
 
     def listings(self) -> list[Listing]:
-        return [self.splits[name].without_unlabelled(UNNAMED) for name in self.splits]
+        """The splits, without what has no label where others have."""
+        self.splits = {name: listing.without_unlabelled(UNNAMED) for name, listing in self.splits.items()}
+        return list(self.splits.values())
 
     def named(self, names: Sequence[str] | None) -> list[str]:
         """The names of the classes by number; labels become those numbers."""

@@ -29,7 +29,7 @@ class WebDataset(ImageSource):
 
     Options:
         image: the ending of the images, where a sample has several; "": the one that there is.
-        label: where labels are: cls, txt, json:FIELD or none; "": .cls, or else "label" in .json.
+        label: where labels are: cls, txt, json:FIELD, folder (of the key) or none; "": .cls, else "label" in .json.
         files: the tars, by name below the folder; (): all that end in .tar, at its top.
     """
 
