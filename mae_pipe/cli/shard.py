@@ -274,6 +274,7 @@ def summary(manifest: Manifest, out: Path, seconds: float) -> None:
         click.echo(f"{name}: {held} in {counted(len(split.shards), f'{manifest.format} shard')}, {size}")
         if split.converted:
             click.echo("  converted: " + ", ".join(f"{count:,} {what}" for what, count in split.converted.items()))
+        _cost(split)
         _refused(split)
     click.echo(f"{seconds:.0f} s; all of it is in {out / 'manifest.json'}")
     click.echo(f"next: mae-pipe pretrain RECIPE --shards {out} --out RUN")
@@ -288,6 +289,20 @@ def _what(manifest: Manifest, split: Split) -> str:
     elif not split.maps:
         said += ", no labels"
     return said + (f" with maps of {counted(len(manifest.map_classes), 'class')}" if split.maps else "")
+
+
+def _cost(split: Split) -> None:
+    """What conversion costs in bytes and in fidelity, where there was any."""
+    from mae_pipe.data.fidelity import SIDE, decibels
+
+    if not split.compared:
+        return
+    stored = sum(shard.bytes for shard in split.shards) / max(split.images, 1)
+    source = split.source_bytes / max(split.images + len(split.refused), 1)
+    click.echo(f"  an image takes {stored / 1000:,.1f} kB; its file had {source / 1000:,.1f} kB")
+    found = decibels(split.squared_error * split.compared, split.compared)
+    far = "without loss" if found is None or found == float("inf") else f"{found:.1f} dB from the originals"
+    click.echo(f"  {far}, in views of {SIDE} pixels of {counted(split.compared, 'image')}")
 
 
 def _refused(split: Split) -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mae_pipe.data import arrays, jpeg, plain, planar
+from mae_pipe.data import arrays, fidelity, jpeg, plain, planar
 from mae_pipe.data.glance import glance, orientation
 from mae_pipe.data.refusal import Refusal
 from mae_pipe.data.sample import Encoding
@@ -48,6 +48,7 @@ class Wishes:
         channels: files of another number are refused; 3 takes grey ones too.
         values: what become 0 and 255, of numbers that are not 8 bits.
         planes: store every image without compression, as planes of YCbCr 4:2:0.
+        compare: say how far what is stored lies from the original.
         glance: look at headers only, and refuse what would have to be converted; there are no sums then.
     """
 
@@ -58,6 +59,7 @@ class Wishes:
     channels: int = 3
     values: arrays.Range | None = None
     planes: bool = False
+    compare: bool = False
     glance: bool = False
 
 
@@ -76,6 +78,7 @@ class Admitted:
     Attributes:
         converted: what was done to it, () where its bytes are the file's.
         whole: its (width, height) before it was shrunk.
+        error: from the original (``fidelity.error``), where that was asked for and the bytes are other ones.
     """
 
     image: bytes
@@ -85,6 +88,7 @@ class Admitted:
     converted: tuple[str, ...]
     sums: Sums
     whole: tuple[int, int]
+    error: float | None = None
 
 
 Picture = Image.Image | arrays.Pixels  # an array where no mode of Pillow's has as many channels
@@ -126,7 +130,7 @@ def _admit(data: bytes, wishes: Wishes) -> Admitted:
         picture = _pictured(read(data, wishes.channels, wishes.values, converted))
     else:
         data, kind, picture = _decoded(data, wishes, converted)
-    whole = _size(picture)
+    whole, original = _size(picture), picture
     picture = _shrunk(picture, wishes, converted)
     width, height = _size(picture)
     if wishes.limit and max(width, height) > wishes.limit:
@@ -138,10 +142,12 @@ def _admit(data: bytes, wishes: Wishes) -> Admitted:
         assert isinstance(picture, Image.Image)  # of three channels
         made = planar.stored(picture)
         converted.append("to planes")
-        seen = sums(planar.picture(made, width, height), wishes.channels)
-        return Admitted(made, "yuv420", width, height, tuple(converted), seen, whole)
-    stored, encoding, picture = _stored(data, kind, picture, converted, wishes.quality, lossy)
-    return Admitted(stored, encoding, width, height, tuple(converted), sums(picture, wishes.channels), whole)
+        picture = planar.picture(made, width, height)
+        stored, encoding = made, "yuv420"
+    else:
+        stored, encoding, picture = _stored(data, kind, picture, converted, wishes.quality, lossy)
+    far = fidelity.error(original, picture) if wishes.compare and stored is not data else None
+    return Admitted(stored, encoding, width, height, tuple(converted), sums(picture, wishes.channels), whole, far)
 
 
 def _decoded(data: bytes, wishes: Wishes, converted: list[str]) -> tuple[bytes, str, Image.Image]:

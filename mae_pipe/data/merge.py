@@ -75,6 +75,7 @@ class _Merged:
         self._shards: list[Shard] = []
         self._rows: list[SampleIndex] = []
         self._marks: list[Path] = []
+        self._read, self._far = 0, (0.0, 0)
         self._refused, self._converted = list(listing.refused), Counter[str]()
         channels = plan.wishes.channels
         self._pixels, self._values, self._squares = 0, np.zeros(channels, object), np.zeros(channels, object)
@@ -85,6 +86,8 @@ class _Merged:
         """The next part of the split, and the file of its marks."""
         self._refused += part.refused
         self._converted.update(part.converted)
+        self._read += part.read
+        self._far = self._far[0] + part.far[0], self._far[1] + part.far[1]
         self.top = max(self.top, part.top)
         if part.file is None:
             return
@@ -116,6 +119,9 @@ class _Merged:
             ),
             labelled=self._listing.labelled or self._plan.table is not None,
             converted=dict(sorted(self._converted.items())),
+            source_bytes=self._read,
+            compared=self._far[1],
+            squared_error=self._far[0] / max(self._far[1], 1),
             refused=sorted(self._refused, key=lambda entry: entry.path),
             maps=self._plan.maps is not None,
             marks=self._joined_marks(images) if self._plan.marks else None,

@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 
 from mae_pipe.catalog import Catalog
-from mae_pipe.data import inplace, record
+from mae_pipe.data import fidelity, inplace, record
 from mae_pipe.data.admit import Admitted, Sums, admit
 from mae_pipe.data.index import SampleIndex
 from mae_pipe.data.listing import printable
@@ -93,7 +93,8 @@ class _Making:
         self.marks: list[bytes] = []  # of each image; empty where it has none
         self._shapes: list[tuple[int, int, int]] = []  # width, height, label
         self._labels: list[tuple[int, ...]] = []
-        self._top, self._seen = -1, 0
+        self._top, self._seen, self._read_bytes = -1, 0, 0
+        self._far = 0.0, 0  # sum of errors, images
         self._converted: Counter[str] = Counter()
         self._refused: list[Refused] = []
         channels = plan.wishes.channels
@@ -133,7 +134,12 @@ class _Making:
             raise Refusal(f"no map: {printable(self._run.map_of(file))} is not there")
         number, self._seen = self._seen, self._seen + 1
         seldom = self._wishes.glance and number % inplace.SAMPLED == 0
-        image = admit(self._read(file), replace(self._wishes, glance=False) if seldom else self._wishes)
+        data = self._read(file)
+        wishes = replace(self._wishes, glance=False) if seldom else self._wishes
+        image = admit(data, replace(wishes, compare=number % fidelity.SAMPLED == 0))
+        self._read_bytes += len(data)
+        if image.error is not None:
+            self._far = self._far[0] + image.error, self._far[1] + 1
         if plan.in_place and image.converted:
             raise Refusal(f"to be converted: {', '.join(image.converted)}, which an index cannot do")
         if where is None:
@@ -173,6 +179,8 @@ class _Making:
             sides=(int(shapes[:, 0].sum()), int(shapes[:, 1].sum())),
             top=self._top,
             converted=dict(self._converted),
+            read=self._read_bytes,
+            far=self._far,
             refused=self._refused,
             rows=self._rows(places, shapes),
             fingerprint=seen,

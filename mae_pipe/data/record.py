@@ -21,6 +21,8 @@ class Part:
     Attributes:
         sides: sums of widths and heights.
         top: the highest class in any map; -1: none.
+        read: bytes of the source files.
+        far: the sum of ``fidelity.error`` of the images that were compared, and their number.
         rows: with shard 0 throughout.
         fingerprint: of the files and options that it was made of.
     """
@@ -30,6 +32,8 @@ class Part:
     sides: tuple[int, int]
     top: int
     converted: dict[str, int]
+    read: int
+    far: tuple[float, int]
     refused: list[Refused]
     rows: SampleIndex
     fingerprint: str
@@ -52,6 +56,8 @@ def save(path: Path, part: Part) -> None:
         "sides": part.sides,
         "top": part.top,
         "converted": part.converted,
+        "read": part.read,
+        "far": part.far,
         "refused": [(entry.path, entry.reason) for entry in part.refused],
     }
     part.rows.save(path, {"part": json.dumps(about)})
@@ -71,6 +77,8 @@ def load(out: Path, name: str) -> Part:
         sides=tuple(about["sides"]),
         top=about["top"],
         converted=about["converted"],
+        read=about["read"],
+        far=tuple(about["far"]),
         refused=[Refused(path=path, reason=reason) for path, reason in about["refused"]],
         rows=rows,
         fingerprint=about["fingerprint"],
