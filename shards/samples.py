@@ -60,7 +60,7 @@ def groups(tar: Tar) -> Iterator[Group]:
 
 @dataclass(frozen=True)
 class Labelling:
-    """Where a sample's label is: "" (.cls, else "label" in .json), "cls", "txt", "json:FIELD", "folder", or "none"."""
+    """Where labels are: "" (.cls, else "label" or "labels" in .json), "cls", "txt", "json:FIELD", "folder", "none"."""
 
     wanted: str = ""
 
@@ -84,8 +84,10 @@ class Labelling:
             said = json.loads(_text(tar, group.parts["json"], where))
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}.json is damaged: {error}; pack it again, or give --set label=none") from None
-        value = said.get(name or "label") if isinstance(said, dict) else None
-        return None if isinstance(value, dict | list) and not kind else value
+        if not isinstance(said, dict):
+            return None
+        value = said.get(name or "label", None if kind else said.get("labels"))
+        return None if isinstance(value, dict) and not kind else value
 
 
 def _text(tar: Tar, member: Member, where: str) -> str:

@@ -68,7 +68,7 @@ def rows(folder: Path, split: str = "train") -> list[tuple[str, int]]:
     return [(index.key(row), int(index.label[row])) for row in range(len(index))]
 
 
-def listed(path: Path, **options: Any) -> list[tuple[str, str, int | str | None, str]]:
+def listed(path: Path, **options: Any) -> list[tuple[str, str, Any, str]]:
     source = open_source(path, recognised(path, CATALOG), CATALOG, options)
     try:
         return [(item.path, item.split, item.label, item.refused) for item in source.items(Asked())]
@@ -218,14 +218,58 @@ def test_webdataset_shards_are_a_source_and_keep_keys_labels_and_classes(unpacke
     assert shards(tmp_path / "b") == shards(tmp_path / "a")
 
 
-def test_lists_and_maps_of_classes_are_not_lost_silently(
+def test_lists_of_classes_are_read_from_shards_tables_and_parquet(
     photos: dict[str, bytes], unpacked: Path, tmp_path: Path
 ) -> None:
-    table = write(tmp_path / "labels.csv", "".join(f"{name},a;b\n" for name in photos))
-    make(unpacked, tmp_path / "multi", labels=table)
-    with pytest.raises(DataError, match="have lists or maps of classes, which are not read from shards"):
-        listed(tmp_path / "multi")
-    assert len(listed(tmp_path / "multi", label="none")) == len(photos)
+    lists = [["b", "a"], [], ["c"], ["a"], ["b"], ["c", "b", "a"], [], ["a"]]
+    given = dict(zip(sorted(photos), lists, strict=True))
+    table = write(tmp_path / "labels.csv", "".join(f"{name},{';'.join(few)}\n" for name, few in given.items()))
+    wanted = make(unpacked, tmp_path / "multi", labels=table)
+    for name, data in photos.items():
+        write(tmp_path / "in" / name, data)
+    lines = "".join(json.dumps({"path": name, "label": few}) + "\n" for name, few in given.items())
+    column = pa.table({"image": [photos[name] for name in given], "label": lists})
+    pq.write_table(column, tmp_path / "x.parquet")
+    for number, source in enumerate(
+        [tmp_path / "multi", write(tmp_path / "in" / "x.jsonl", lines), tmp_path / "x.parquet"]
+    ):
+        made = make(source, tmp_path / f"out{number}", workers=2)
+        index = SampleIndex.load(tmp_path / f"out{number}", made.splits["train"].index)
+        assert [[made.classes[c] for c in index.labels(row)] for row in range(8)] == [sorted(few) for few in lists]
+        assert made.labelling == wanted.labelling == "multi"
+        if number < 2:
+            assert shards(tmp_path / f"out{number}") == shards(tmp_path / "multi")
+        assert verify(tmp_path / f"out{number}") == []
+    held = make(tmp_path / "in" / "x.jsonl", tmp_path / "held", splits=["val=0.4"])
+    there: dict[str, list[str]] = {}
+    for split in ("train", "val"):
+        index = SampleIndex.load(tmp_path / "held", held.splits[split].index)
+        there |= {index.key(row): [held.classes[c] for c in index.labels(row)] for row in range(len(index))}
+    assert there == {name[:-4]: sorted(few) for name, few in given.items()}
+    mixed = write(tmp_path / "in" / "m.jsonl", lines + json.dumps({"path": "cat/../dog/000.jpg", "label": "a"}) + "\n")
+    with pytest.raises(DataError, match="outside the table's folder"):
+        make(mixed, tmp_path / "mixed")
+    mixed = write(tmp_path / "in" / "m.jsonl", lines.replace('["c"]', '"c"'))
+    with pytest.raises(DataError, match="images with one class and images with lists"):
+        make(mixed, tmp_path / "mixed")
+
+
+def test_names_give_the_order_of_classes_that_are_names(photos: dict[str, bytes], tmp_path: Path) -> None:
+    table = material("table", tmp_path / "in", photos)
+    names = write(tmp_path / "names.txt", "dog\nbird\ncat\n")
+    made = make(table, tmp_path / "out", class_names=names)
+    assert made.classes == ["dog", "bird", "cat"]
+    assert dict(rows(tmp_path / "out"))["cat/001"] == 2
+    with pytest.raises(DataError, match="has the label 'cat', which is not among its class names"):
+        make(table, tmp_path / "b", class_names=write(tmp_path / "few.txt", "dog\n"))
+
+
+def test_maps_are_not_lost_silently(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.tar", tar_of({"k.jpg": jpeg(1), "k.seg.png": b"x"}))
+    write(tmp_path / "in" / "manifest.json", json.dumps({"map_classes": ["a"]}))
+    with pytest.raises(DataError, match="have maps of classes, which are not read from shards"):
+        listed(tmp_path / "in")
+    assert listed(tmp_path / "in", label="none")[0][0] == "k.jpg"
 
 
 def test_labels_of_img2dataset_timm_and_text_files(tmp_path: Path) -> None:

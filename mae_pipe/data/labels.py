@@ -6,7 +6,7 @@ import csv
 import hashlib
 import itertools
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,16 @@ class Lists:
     starts: NDArray[np.int64]
     stops: NDArray[np.int64]
     flat: NDArray[np.uint32]
+
+    @classmethod
+    def of_all(cls, lists: Iterable[tuple[int, ...] | None]) -> Lists:
+        """Those given, image by image; None: not listed."""
+        starts, stops, flat = array("q"), array("q"), array("I")
+        for classes in lists:
+            starts.append(-1 if classes is None else len(flat))
+            flat.extend(sorted(set(classes or ())))
+            stops.append(len(flat))
+        return cls(np.array(starts, np.int64), np.array(stops, np.int64), np.array(flat, np.uint32))
 
     def of(self, number: int) -> tuple[int, ...] | None:
         """The rising class numbers of an image, or None where it is not listed."""

@@ -32,7 +32,7 @@ from mae_pipe.data.record import Part
 from mae_pipe.data.refusal import Refusal
 from mae_pipe.data.region import marks_of
 from mae_pipe.data.sample import ENCODINGS, Placed, Sample, ShardFormat
-from mae_pipe.data.sources import ImageSource, open_source, read_file
+from mae_pipe.data.sources import FALLBACK, ImageSource, open_source, read_file
 from mae_pipe.errors import MaePipeError, PluginError
 
 
@@ -128,7 +128,7 @@ class _Making:
     def _admitted(self, file: File) -> tuple[Admitted, AdmittedMap | None]:
         plan = self._plan
         if plan.table is not None and file.labels is None:
-            raise Refusal(f"no line in {plan.table}")
+            raise Refusal(f"no line in {plan.table}" if plan.source == FALLBACK else "no list of classes")
         where = plan.maps / self._run.map_of(file) if plan.maps else None
         if where is not None and not where.exists():
             raise Refusal(f"no map: {printable(self._run.map_of(file))} is not there")

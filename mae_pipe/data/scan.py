@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mae_pipe.data.labels import Lists
 from mae_pipe.data.listing import Listing, key_of, printable
 from mae_pipe.data.manifest import Refused
 from mae_pipe.data.refusal import Refusal
@@ -27,6 +28,7 @@ class Source:
     reader: ImageSource
     classes: list[str]
     splits: list[Listing]
+    lists: list[Lists] | None = None  # of each split, where images have lists of classes
 
 
 def scan(
@@ -76,7 +78,7 @@ def scan(
         raise DataError(f"{source.path} holds no image files (.jpg, .png, ...); give the folder that holds them")
     for listing in listings:
         listing.settle_keys()
-    return Source(source, [printable(name) for name in named], listings)
+    return Source(source, [printable(name) for name in named], listings, found.lists(listings))
 
 
 @dataclass
@@ -87,7 +89,7 @@ class _Gathered:
     whole: str | None
     splits: dict[str, Listing] = field(default_factory=dict)
     _classes: dict[str | int, int] = field(default_factory=dict)  # label -> a number, in order of appearance
-    _rank: list[int] = field(default_factory=list)
+    _several: dict[str, tuple[int, ...]] = field(default_factory=dict)  # the same of images with lists, by place
 
     def add(self, item: Item) -> None:
         listing = self.splits.get(name := self.whole or item.split)
@@ -103,7 +105,10 @@ class _Gathered:
         number = -1
         if isinstance(item.label, int) and item.label < 0:
             raise DataError(f"{self.source.path}: {item.path} has the label {item.label}; expected 0 or above")
-        if item.label is not None:
+        if isinstance(item.label, tuple):
+            numbers = (self._classes.setdefault(label, len(self._classes)) for label in item.label)
+            self._several[item.place or item.prefix + item.path] = tuple(numbers)
+        elif item.label is not None:
             number = self._classes.setdefault(item.label, len(self._classes))
             listing.labelled = True
         path = item.path if item.prefix == listing.prefix else item.prefix + item.path
@@ -116,6 +121,8 @@ class _Gathered:
 
     def named(self, names: Sequence[str] | None) -> list[str]:
         """The names of the classes by number; labels become those numbers."""
+        if self._several and any(listing.labelled for listing in self.splits.values()):
+            raise DataError(f"{self.source.path} has images with one class and images with lists of them; keep one")
         if not self._classes:
             return []
         numbers = [label for label in self._classes if isinstance(label, int)]
@@ -130,18 +137,26 @@ class _Gathered:
                 raise DataError(f"{self.source.path} has the label {top}, but there are {len(known)} class names")
             rank: dict[str | int, int] = {number: number for number in numbers}
         else:
+            if known is None and names is not None:
+                known = names
             if known is None:
                 known = sorted(str(label) for label in self._classes)
             rank = {name: number for number, name in enumerate(known)}
             strange = next((label for label in self._classes if str(label) not in rank), None)
             if strange is not None:
                 raise DataError(f"{self.source.path} has the label {strange!r}, which is not among its class names")
-        table = np.array(
-            [rank[label if numbers else str(label)] for label in self._classes] + [-1], np.int32
-        )  # the last is -1's
+        # The last is the number of those that have none, -1.
+        table = np.array([rank[label if numbers else str(label)] for label in self._classes] + [-1], np.int32)
+        self._several = {place: tuple(table[list(few)].tolist()) for place, few in self._several.items()}
         for listing in self.splits.values():
             listing.labels = array("i", table[np.array(listing.labels, np.int32)].tobytes())
         return list(known)
+
+    def lists(self, listings: list[Listing]) -> list[Lists] | None:
+        """The lists of classes of each split; None where images have one class, or none."""
+        if not self._several:
+            return None
+        return [Lists.of_all(self._several.get(split.place(n)) for n in range(len(split))) for split in listings]
 
 
 def _asked(splits: Sequence[str]) -> tuple[str | None, dict[str, float]]:

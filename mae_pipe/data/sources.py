@@ -28,7 +28,7 @@ class Item:
     Attributes:
         path: for people, and of which the sample key is made; "a/1.jpg".
         split: which it belongs to.
-        label: its class's name, or its number; None: not known.
+        label: its class's name, or its number; a tuple of them where images may have several; None: not known.
         place: where the source finds it; default: ``path``, after ``prefix``.
         prefix: of ``path`` where it lies in a folder of its split; "train/".
         refused: why it cannot be used, in a few words; "": it can.
@@ -36,7 +36,7 @@ class Item:
 
     path: str
     split: str = "train"
-    label: str | int | None = None
+    label: str | int | tuple[str | int, ...] | None = None
     place: str = ""
     prefix: str = ""
     refused: str = ""

@@ -9,6 +9,13 @@ from mae_pipe.api import DataError
 TOP = 10_000_000  # no data set has as many classes
 
 
+def label_of(value: object, where: str) -> int | str | tuple[int | str, ...] | None:
+    """The class of an image; a tuple of a list of them."""
+    if not isinstance(value, list):
+        return number_or_name(value, where)
+    return tuple(one for one in (number_or_name(part, where) for part in value) if one is not None)
+
+
 def number_or_name(value: object, where: str) -> int | str | None:
     """The class of an image; None where nothing is said. "7" and 7 are the number 7."""
     if value is None or value == "":

@@ -9,7 +9,7 @@ from typing import Any
 
 from mae_pipe.api import Asked, DataError, ImageSource, Item, Refusal, plugin, stamp_of
 
-from .labels import number_or_name
+from .labels import label_of
 from .names import split_of
 
 IMAGES = ("image", "img", "jpg", "png", "bytes", "image_bytes", "data")
@@ -58,7 +58,7 @@ class Parquet(ImageSource):
                 for row in range(file.metadata.row_group(group).num_rows):
                     said = None
                     if labels is not None and labels[row] != -1:  # -1: Hugging Face's word for "not known"
-                        said = number_or_name(labels[row], f"{path}: row group {group}, row {row}")
+                        said = label_of(labels[row], f"{path}: row group {group}, row {row}")
                     yield Item(f"{stem}/{group:04d}-{row:06d}", split, said, f"{name}:{group}:{row}")
             file.close()
 

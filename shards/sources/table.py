@@ -10,7 +10,7 @@ from typing import Any
 
 from mae_pipe.api import Asked, DataError, ImageSource, Item, Origin, plugin, read_file, stamp_of
 
-from .labels import number_or_name
+from .labels import label_of
 
 PATHS = ("path", "file", "filename", "file_name", "image", "image_path", "filepath", "name")  # of a column of paths
 LABELS = ("label", "class", "class_name", "target", "category")
@@ -54,7 +54,7 @@ class Table(ImageSource):
             if path in seen:
                 raise DataError(f"{self.path} lists {path!r} twice, the second time in line {line}; keep one line")
             seen.add(path)
-            label = number_or_name(row.get("label"), f"{self.path}: line {line}") if asked.labels else None
+            label = label_of(row.get("label"), f"{self.path}: line {line}") if asked.labels else None
             split = str(row.get("split") or "train")
             there = (self._folder / path).is_file()
             yield Item(path.lstrip("/"), split, label, place=path, refused="" if there else "not there, or no file")

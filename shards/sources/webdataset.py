@@ -13,7 +13,7 @@ from mae_pipe.api import Asked, DataError, ImageSource, Item, Origin, Refusal, p
 from ..file import ShardFile
 from ..members import Tar
 from ..samples import Labelling, groups
-from .labels import number_or_name
+from .labels import label_of
 from .names import split_of, why_not
 from .tar import is_of_folders
 
@@ -58,13 +58,9 @@ class WebDataset(ImageSource):
         if not paths:
             raise DataError(f"{self.path} holds no .tar files; give the folder that holds them")
         about = self._about()
-        if (
-            asked.labels
-            and self._label.wanted != "none"
-            and (about.get("labelling") == "multi" or about.get("map_classes"))
-        ):
+        if asked.labels and self._label.wanted != "none" and about.get("map_classes"):
             raise DataError(
-                f"the shards {self.path} have lists or maps of classes, which are not read from shards; "
+                f"the shards {self.path} have maps of classes, which are not read from shards; "
                 f"build the new ones from the images, or give --set label=none"
             )
         names = about.get("classes")
@@ -84,7 +80,7 @@ class WebDataset(ImageSource):
                 member = group.parts[ending]
                 label = None
                 if asked.labels:
-                    label = number_or_name(self._label.of(tar, group), f"{path}: {group.key}")
+                    label = label_of(self._label.of(tar, group), f"{path}: {group.key}")
                 place = f"{name}:{member.offset}:{member.size}"
                 reason = why_not(f"x.{ending.rpartition('.')[2]}", arrays=asked.arrays)
                 yield Item(f"{group.key}.{ending.rpartition('.')[2]}", split, label, place, refused=reason)
