@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -57,6 +57,7 @@ def build(
     maps: Path | None = None,
     class_names: Path | None = None,
     planes: bool = False,
+    raw: float = 0.0,
     marks: bool = True,
     source_name: str | None = None,
     source_options: Mapping[str, Any] = MappingProxyType({}),
@@ -82,6 +83,7 @@ def build(
         maps: a folder with a map for every image: the same path below it, ending in .png (``maps.admit_map``).
         class_names: a file of the names of the maps' classes, or without maps of the table's, in their order.
         planes: store images without compression, as planes of YCbCr 4:2:0 (``planar.py``).
+        raw: store this share of the images as raw pixels: FFCV's raw and proportion modes.
         marks: note where the rows of blocks of JPEGs begin (``marks.py``), if this machine can.
         source_name: a plugin of kind ``source``; default: the one that recognises ``source``.
         source_options: of that plugin.
@@ -101,6 +103,11 @@ def build(
     if planes and (quality or channels not in (None, 3)):
         raise DataError("--planes stores 3 channels without compression; leave out --quality and --channels")
     names = tuple(tables.class_names(class_names)) if class_names else None
+    if raw and (not writer.raw or planes or quality or channels not in (None, 3)):
+        raise DataError(
+            f"--raw is for --format ffcv and 3 channels, without --planes and --quality; "
+            f"for {format} shards give --planes, or leave --raw out"
+        )
     marks = marks and not planes and region.can_mark()
     options = {
         "format": format,
@@ -118,6 +125,7 @@ def build(
         **({} if class_names is None else {"class_names": _hash(class_names)}),
         **({"marks": True} if marks else {}),
         **({"planes": True} if planes else {}),
+        **({"raw": raw} if raw else {}),
         **({} if source_name == FALLBACK else {"source": source_name}),
         **({"source_options": dict(source_options)} if source_options else {}),
         **({"in_place": True, "decoded": "headers" if glance else "all"} if in_place else {}),
@@ -136,6 +144,7 @@ def build(
         source,
         json.dumps(dict(source_options), sort_keys=True),
         in_place,
+        raw=raw,
     )
     reader.cache_clear()
     found = scan(
@@ -146,8 +155,6 @@ def build(
         names=None if maps else names,
     )
     lists: list[tables.Lists | None] = [None] * len(found.splits)
-    if found.lists:
-        plan, lists[:] = replace(plan, table=source.name), found.lists
     if labels:
         found.classes, lists[:] = tables.read(labels, found.splits, None if maps else names)
     total = sum(len(listing) for listing in found.splits)

@@ -37,6 +37,7 @@ class Beton(ShardFormat):
     """FFCV beton files: JPEG bytes as they are, other images as raw pixels; read by ffcv's own Loader."""
 
     suffix = ".beton"
+    raw = True
     max_side = 65535  # ffcv keeps sides in 16 bits
     imports = ("ffcv.writer",)
 
@@ -89,7 +90,7 @@ class _Picture:
 
 def _spooled(spool: BinaryIO, sample: Sample) -> _Record:
     as_file = sample.channels != 3
-    if as_file or sample.encoding == "jpeg":
+    if as_file or sample.encoding in ("jpeg", "raw"):
         data, encoding = sample.image, sample.encoding
     else:
         with Image.open(io.BytesIO(sample.image), formats=("PNG", "WEBP")) as picture:

@@ -166,6 +166,22 @@ def test_planes_that_nothing_can_hold_are_refused(images: Path, tmp_path: Path) 
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_raw_pixels_in_betons_are_what_pillow_makes_of_the_files(images: Path, tmp_path: Path, share: float) -> None:
+    pytest.importorskip("ffcv", reason="ffcv is not installed")
+    files = built(images, tmp_path / "files")
+    raw = built(images, tmp_path / "raw", format="ffcv", raw=share)
+    assert verify(raw) == []
+    shelf = Shelf(raw, "train", Catalog())
+    encodings = [shelf.read(row).encoding for row in range(IMAGES)]
+    assert set(encodings) == ({"raw"} if share == 1 else {"raw", "jpeg"})
+    shelf.close()
+    for one, two in zip(batches(raw), batches(files), strict=True):
+        assert one.pixels.equal(two.pixels)
+    with pytest.raises(DataError, match="--raw is for --format ffcv"):
+        built(images, tmp_path / "tar", raw=1.0)
+
+
 def test_shards_of_before_there_were_marks_are_read(images: Path, tmp_path: Path) -> None:
     shards = built(images, tmp_path / "shards", marks=False)
     manifest = json.loads((shards / "manifest.json").read_text())

@@ -92,6 +92,13 @@ FOLDER = click.Path(path_type=Path)
     help="Store pixels as planes of YCbCr 4:2:0: the fastest to read, 1.5 bytes a pixel; other tools cannot.",
 )
 @click.option(
+    "--raw",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    metavar="SHARE",
+    help="With --format ffcv: this share of the images as raw pixels (1: FFCV's raw mode, 0.5: half of them).",
+)
+@click.option(
     "--marks/--no-marks",
     default=True,
     help="Note where rows of JPEG blocks begin, so that crops decode faster; half a percent more bytes.  [default: on]",
@@ -123,6 +130,7 @@ def shard(
     maps: Path | None,
     class_names: Path | None,
     planes: bool,
+    raw: float,
     marks: bool,
     source_name: str | None,
     changes: tuple[str, ...],
@@ -160,6 +168,7 @@ def shard(
                 maps=maps,
                 class_names=class_names,
                 planes=planes,
+                raw=raw,
                 marks=marks,
                 source_name=source_name,
                 source_options=parsed(changes),

@@ -48,6 +48,7 @@ class Wishes:
         channels: files of another number are refused; 3 takes grey ones too.
         values: what become 0 and 255, of numbers that are not 8 bits.
         planes: store every image without compression, as planes of YCbCr 4:2:0.
+        raw: store every image without compression, as RGB.
         compare: say how far what is stored lies from the original.
         glance: look at headers only, and refuse what would have to be converted; there are no sums then.
     """
@@ -59,6 +60,7 @@ class Wishes:
     channels: int = 3
     values: arrays.Range | None = None
     planes: bool = False
+    raw: bool = False
     compare: bool = False
     glance: bool = False
 
@@ -144,6 +146,11 @@ def _admit(data: bytes, wishes: Wishes) -> Admitted:
         converted.append("to planes")
         picture = planar.picture(made, width, height)
         stored, encoding = made, "yuv420"
+    elif wishes.raw:
+        assert isinstance(picture, Image.Image)
+        converted.append("to raw pixels")
+        picture = picture.convert("RGB")
+        stored, encoding = picture.tobytes(), "raw"
     else:
         stored, encoding, picture = _stored(data, kind, picture, converted, wishes.quality, lossy)
     far = fidelity.error(original, picture) if wishes.compare and stored is not data else None

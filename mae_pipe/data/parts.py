@@ -136,7 +136,8 @@ class _Making:
         seldom = self._wishes.glance and number % inplace.SAMPLED == 0
         data = self._read(file)
         wishes = replace(self._wishes, glance=False) if seldom else self._wishes
-        image = admit(data, replace(wishes, compare=number % fidelity.SAMPLED == 0))
+        compare, raw = number % fidelity.SAMPLED == 0, _is_raw(file.key, plan.raw)
+        image = admit(data, replace(wishes, compare=compare, raw=raw))
         self._read_bytes += len(data)
         if image.error is not None:
             self._far = self._far[0] + image.error, self._far[1] + 1
@@ -291,6 +292,11 @@ def _finished(plan: Plan, run: Run, seen: str) -> Part | None:
 def _has_marks(path: Path, rows: SampleIndex) -> bool:
     wanted = int(rows.marks_end[-1]) if rows.marks_end is not None and len(rows) else 0
     return path.is_file() and path.stat().st_size == wanted
+
+
+def _is_raw(key: str, share: float) -> bool:
+    digest = hashlib.blake2b(key.encode(), digest_size=8, person=b"raw").digest()
+    return int.from_bytes(digest, "little") / 2**64 < share
 
 
 def sha256_of(path: Path) -> str:

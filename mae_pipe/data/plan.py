@@ -22,6 +22,7 @@ class Plan:
         maps: the folder of maps, if there is one.
         map_names: of the classes that maps may have; None: as many as they number.
         marks: whether it is noted where rows of blocks of JPEGs begin.
+        raw: the share of images that are stored as raw pixels, drawn by a hash of their keys.
         source: the plugin of kind ``source`` that reads ``root``, with ``source_options``, JSON.
         in_place: whether the source's own files are the shards.
     """
@@ -39,6 +40,7 @@ class Plan:
     root: Path = Path()
     source_options: str = "{}"
     in_place: bool = False
+    raw: float = 0.0
 
     def where(self, name: str) -> Path:
         """A shard file."""

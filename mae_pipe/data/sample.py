@@ -19,7 +19,7 @@ class Sample:
     Attributes:
         key: unique in its split, made of ``[A-Za-z0-9_/-]``; no dots.
         image: the encoded file; "npy" where no image file holds as many channels: [H, W, C] uint8; "yuv420" where
-            planes were asked for (``planar.py``).
+            planes were asked for (``planar.py``), "raw" where raw pixels were: [H, W, 3] uint8.
         label: the class number, or None.
         labels: the class numbers, rising, where an image may have several; else None.
         map: a PNG file of the image's size whose values are class numbers, 255 where none; or None.
@@ -96,6 +96,7 @@ class ShardFormat(ABC):
     suffix: str
     origins: bool = False  # whether it wants to know where samples come from
     planes: bool = False  # whether samples may be "yuv420"
+    raw: bool = False  # whether samples may be "raw"
     max_side: int | None = None
     imports: tuple[str, ...] = ()
 
