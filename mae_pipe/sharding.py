@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -155,6 +155,8 @@ def build(
         names=None if maps else names,
     )
     lists: list[tables.Lists | None] = [None] * len(found.splits)
+    if found.lists:
+        plan, lists[:] = replace(plan, table=source.name), found.lists
     if labels:
         found.classes, lists[:] = tables.read(labels, found.splits, None if maps else names)
     total = sum(len(listing) for listing in found.splits)
