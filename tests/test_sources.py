@@ -732,6 +732,12 @@ def test_a_strangers_source_is_used_as_ours_are_and_its_failure_is_a_sentence(tm
     assert rows(tmp_path / "out") == [("a", 1), ("b", 0), ("c", 0), ("d", 0), ("e", 1)]
     source: ImageSource = catalog.build("source", "letters", {}, path=path)
     testing.check_source(source)
+    vain = Catalog((write(tmp_path / "vain.py", STRANGER.replace("path.suffix ==", "path.ending ==")),))
+    assert recognised(tmp_path, vain) == "folder"  # a broken plugin is in nobody's way
+    with pytest.raises(
+        DataError, match=r"nor a file that a source knows .*; the source plugin 'letters' failed: Attri"
+    ):
+        recognised(path, vain)
     broken = Catalog((write(tmp_path / "bad.py", STRANGER.replace("self.path.read_text()", "5")),))
     with pytest.raises(PluginError, match="the source plugin 'letters' failed: TypeError"):
         make(path, tmp_path / "b", catalog=broken)

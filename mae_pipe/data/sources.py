@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mae_pipe.data.refusal import Refusal
 from mae_pipe.data.sample import Origin
-from mae_pipe.errors import DataError, MaePipeError, PluginError
+from mae_pipe.errors import DataError, MaePipeError
 
 if TYPE_CHECKING:
     from mae_pipe.catalog import Catalog
@@ -135,24 +135,29 @@ def open_source(path: Path, name: str, catalog: Catalog, options: dict[str, Any]
 
 
 def recognised(path: Path, catalog: Catalog) -> str:
-    """The name of the source that knows how ``path`` is laid out."""
+    """The name of the source that knows how ``path`` is laid out.
+
+    One that is broken is in nobody's way, unless no other knows the path.
+    """
     if not path.exists():
         raise DataError(f"{path} is not there; give the folder or the file that holds the images")
-    found = []
+    found, failed = [], ""
     for name in catalog.names("source"):
-        source: type[ImageSource] = catalog.find("source", name)
         try:
+            source: type[ImageSource] = catalog.find("source", name)
             if name != FALLBACK and source.recognises(path):
                 found.append(name)
-        except (MaePipeError, OSError):
-            raise
+        except MaePipeError as error:
+            failed = f"; {error}"
         except Exception as error:  # whatever a stranger's source does
-            raise PluginError(f"the source plugin {name!r} failed: {type(error).__name__}: {error}") from error
+            failed = f"; the source plugin {name!r} failed: {type(error).__name__}: {error}"
     if len(found) > 1:
         raise DataError(f"{path} could be read by the sources {' and '.join(found)}; say which with --source")
     if found:
         return found[0]
     if not path.is_dir():
         known = ", ".join(catalog.names("source"))
-        raise DataError(f"{path} is not a folder, nor a file that a source knows ({known}); give one, or say --source")
+        raise DataError(
+            f"{path} is not a folder, nor a file that a source knows ({known}); give one, or say --source{failed}"
+        )
     return FALLBACK
