@@ -16,8 +16,8 @@ from mae_pipe.tokenizer.network import DiscreteVae
 
 Options = dict[tuple[str, str], dict[str, Any]]
 CATALOG = Catalog()
-PLUGINS = sorted(plugin for plugin in CATALOG.entries if plugin[0] in ("mask", "target", "head", "shards"))
-TRAINED = [plugin for plugin in PLUGINS if plugin[0] != "shards"]
+PLUGINS = sorted(plugin for plugin in CATALOG.entries if plugin[0] in ("mask", "target", "head", "shards", "source"))
+TRAINED = [plugin for plugin in PLUGINS if plugin[0] not in ("shards", "source")]
 
 
 @pytest.fixture(scope="module")
@@ -55,5 +55,5 @@ def test_every_installed_plugin_trains_under_zero_3(options: Options) -> None:
 
 
 def test_nothing_that_is_installed_is_left_out() -> None:
-    assert {kind for kind, _ in PLUGINS} == {"mask", "target", "head", "shards"}
+    assert {kind for kind, _ in PLUGINS} == {"mask", "target", "head", "shards", "source"}
     assert len(PLUGINS) == len(CATALOG.entries)
