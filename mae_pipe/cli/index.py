@@ -7,7 +7,9 @@ from pathlib import Path
 
 import click
 
-from mae_pipe.cli.shard import FOLDER, bar, summary
+from mae_pipe.cli.progress import bar
+from mae_pipe.cli.shard import FOLDER
+from mae_pipe.cli.summary import summary
 
 
 @click.command()

@@ -4,32 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
+from mae_pipe.cli.progress import bar
+from mae_pipe.cli.summary import summary
 from mae_pipe.wording import counted
 
-if TYPE_CHECKING:
-    from mae_pipe.data.manifest import Manifest, Split
-
-PLAIN_EVERY = 30.0  # seconds between lines where there is no terminal
 FOLDER = click.Path(path_type=Path)
 
 
@@ -211,114 +193,3 @@ def verify(folder: Path, plugins: tuple[Path, ...]) -> None:
     for name, split in manifest.splits.items():
         held = f"{counted(split.images, 'image')} in {counted(len(split.shards), f'{manifest.format} shard')}"
         click.echo(f"ok: {name}: {held}")
-
-
-class _Rate(ProgressColumn):
-    """Things a second, over the last seconds."""
-
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self._unit = unit
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f} {self._unit}/s" if task.speed else "")
-
-
-class _Lines:
-    """Progress as a line now and then, where nobody watches a bar."""
-
-    def __init__(self, console: Console, title: str, unit: str) -> None:
-        self._console, self._title, self._unit = console, title, unit
-        self._began = self._last = time.monotonic()
-
-    def __call__(self, done: int, total: int, note: str) -> None:
-        now = time.monotonic()
-        if now - self._last >= PLAIN_EVERY and done < total:
-            self._last = now
-            left = (now - self._began) / max(done, 1) * (total - done)
-            words = [f"{self._title}: {done:,} of {total:,} {self._unit}", note, f"about {left:.0f} s left"]
-            self._console.print(", ".join(filter(None, words)))
-
-
-class _Bar:
-    """Progress as a bar, drawn ten times a second at most however often it is told."""
-
-    def __init__(self, progress: Progress, title: str) -> None:
-        self._progress, self._task = progress, progress.add_task(title, total=None, note="")
-        self._last = 0.0
-
-    def __call__(self, done: int, total: int, note: str) -> None:
-        now = time.monotonic()
-        if now - self._last >= 0.1 or done == total:
-            self._last = now
-            self._progress.update(self._task, completed=done, total=total, note=note)
-
-
-@contextmanager
-def bar(title: str, unit: str) -> Iterator[_Bar | _Lines]:
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _Lines(console, title, unit)
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        _Rate(unit),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("[yellow]{task.fields[note]}"),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield _Bar(progress, title)
-
-
-def summary(manifest: Manifest, out: Path, seconds: float) -> None:
-    from mae_pipe.data.place import size_of
-
-    for name, split in manifest.splits.items():
-        size = size_of(sum(shard.bytes for shard in split.shards))
-        held = f"{counted(split.images, 'image')}{_what(manifest, split)}"
-        click.echo(f"{name}: {held} in {counted(len(split.shards), f'{manifest.format} shard')}, {size}")
-        if split.converted:
-            click.echo("  converted: " + ", ".join(f"{count:,} {what}" for what, count in split.converted.items()))
-        _cost(split)
-        _refused(split)
-    click.echo(f"{seconds:.0f} s; all of it is in {out / 'manifest.json'}")
-    click.echo(f"next: mae-pipe pretrain RECIPE --shards {out} --out RUN")
-
-
-def _what(manifest: Manifest, split: Split) -> str:
-    """Channels, classes and maps of a split, where they are there."""
-    said = "" if manifest.channels == 3 else f" of {counted(manifest.channels, 'channel')}"
-    if split.labelled:
-        several = ", any number an image," if manifest.labelling == "multi" else ""
-        said += f"{' and' if said else ' of'} {counted(len(manifest.classes), 'class')}{several}"
-    elif not split.maps:
-        said += ", no labels"
-    return said + (f" with maps of {counted(len(manifest.map_classes), 'class')}" if split.maps else "")
-
-
-def _cost(split: Split) -> None:
-    """What conversion costs in bytes and in fidelity, where there was any."""
-    from mae_pipe.data.fidelity import SIDE, decibels
-
-    if not split.compared:
-        return
-    stored = sum(shard.bytes for shard in split.shards) / max(split.images, 1)
-    source = split.source_bytes / max(split.images + len(split.refused), 1)
-    click.echo(f"  an image takes {stored / 1000:,.1f} kB; its file had {source / 1000:,.1f} kB")
-    found = decibels(split.squared_error * split.compared, split.compared)
-    far = "without loss" if found is None or found == float("inf") else f"{found:.1f} dB from the originals"
-    click.echo(f"  {far}, in views of {SIDE} pixels of {counted(split.compared, 'image')}")
-
-
-def _refused(split: Split) -> None:
-    if not split.refused:
-        return
-    click.echo(f"  refused: {len(split.refused):,}")
-    reasons = Counter(entry.reason.partition(":")[0] for entry in split.refused)
-    for reason, count in reasons.most_common():
-        first = next(entry for entry in split.refused if entry.reason.partition(":")[0] == reason)
-        click.echo(f"    {count:,} {reason}, first {first.path}")
