@@ -145,7 +145,7 @@ def _pieces(
     except PermissionError as error:
         raise _Refused(f"access is denied ({_first_line(error)})") from error
     except TimeoutError:
-        raise _Failed(f"nothing came for {patience.stall:.0f} s") from None
+        raise _Failed(f"nothing came for {patience.stall:g} s") from None
     except OSError as error:
         kind = _Refused if error.errno in (errno.EISDIR, errno.ENOTDIR, errno.EINVAL) else _Failed
         raise kind(_first_line(error)) from error

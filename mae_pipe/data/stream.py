@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from mae_pipe.data.manifest import Labels
 from mae_pipe.data.order import Share
 from mae_pipe.data.scout import check_room, scouted
 from mae_pipe.data.shelf import Shelf
+from mae_pipe.data.windows import Windows
 from mae_pipe.errors import DataError
 from mae_pipe.wording import counted
 
@@ -64,6 +66,8 @@ class Stream:
         shelf.check_labels(labels)
         self._filler = Filler(shelf, data, seed=seed, training=training, labels=labels, views=views)
         self.order = arranged(self._blocks(), data, seed, far=shelf.depot.far, begun=begun)
+        if isinstance(self.order, Windows) and self.order.lanes > 1 and not data.global_batch % share.advance:
+            self.share = replace(share, together=data.global_batch // share.advance)
         check_room(shelf, self.order if training else None)
 
     @property
@@ -100,8 +104,9 @@ class Stream:
         """
 
         def plan() -> Iterator[tuple[Numbers, Numbers]]:
-            for at in range(0, self.images, self.share.advance):
-                positions = self.share.positions(at)
+            each = replace(self.share, together=1)
+            for at in range(0, self.images, each.advance):
+                positions = each.positions(at)
                 inside = positions < self.images
                 yield np.where(inside, self._rows(np.where(inside, positions, 0)), -1), positions
 
