@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,20 +10,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from mae_pipe.data.batch import Batch
+from mae_pipe.data.far import reads_until
 from mae_pipe.data.fill import Filler, Numbers
 
 AHEAD = 3  # batches under way while the newest is used
 
 
-def run(plan: Iterator[tuple[Numbers, Numbers]], filler: Filler, workers: int) -> Iterator[Batch]:
-    """Fill the batches of a plan (rows, positions) in its order, ``AHEAD`` of them under way in ``workers`` threads."""
+def run(
+    plan: Iterator[tuple[Numbers, Numbers]], filler: Filler, workers: int, end: threading.Event | None = None
+) -> Iterator[Batch]:
+    """Fill the batches of a plan (rows, positions) in its order, ``AHEAD`` of them under way in ``workers`` threads.
+
+    Once ``end`` is set, they wait for no shard any more (``far.reads_until``).
+    """
     if workers == 0:
         for numbers, positions in plan:
             batch, fill = filler.prepare(numbers, positions)
             fill(range(len(numbers)))
             yield batch
         return
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as threads:
+    with ThreadPoolExecutor(workers, "decode", reads_until, (end,)) as threads:
         under_way: deque[tuple[Batch, list[Future[None]]]] = deque()
 
         def begin() -> bool:

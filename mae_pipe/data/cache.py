@@ -186,7 +186,10 @@ def _held(path: Path, size: int, *, own: int | None = None) -> Held | None:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if own is None else os.dup(own)
     except FileNotFoundError:
         return None
-    if not _locked(descriptor, fcntl.LOCK_SH) or os.fstat(descriptor).st_size != size or not _is_at(path, descriptor):
+    locked = _locked(descriptor, fcntl.LOCK_SH)
+    if locked and os.fstat(descriptor).st_size != size and _is_at(path, descriptor):
+        path.unlink(missing_ok=True)  # somebody has cut it
+    if not locked or not _is_at(path, descriptor):
         os.close(descriptor)
         return None
     with contextlib.suppress(OSError):

@@ -14,6 +14,12 @@ from mae_pipe.data.fetch import Abandoned
 from mae_pipe.data.manifest import Shard
 
 FETCHERS = 4  # shards at a time
+_READER = threading.local()
+
+
+def reads_until(end: threading.Event | None) -> None:
+    """From now on, this thread waits for no shard once ``end`` is set, and then ``Far.abandon`` is called."""
+    _READER.end = end
 
 
 @dataclass(eq=False)
@@ -86,12 +92,13 @@ class _Jobs:
 
     def wait(self, number: int) -> Held:
         """A file that is here; its failure is said once, and who asks again tries again."""
+        end: threading.Event = getattr(_READER, "end", None) or threading.Event()
         job = self.want(number, urgent=True)
         with self._changed:
-            self._changed.wait_for(lambda: job.held or job.error or job.stop.is_set())
+            self._changed.wait_for(lambda: job.held or job.error or job.stop.is_set() or end.is_set())
             if job.held:
                 return job.held
-            if self._jobs.get(number) is job:
+            if job.error and self._jobs.get(number) is job:
                 del self._jobs[number]
         raise job.error or Abandoned
 
@@ -101,6 +108,7 @@ class _Jobs:
 
     def drop_unfinished(self) -> None:
         with self._changed:
+            self._changed.notify_all()
             for job in list(self._jobs.values()):
                 if not job.held:
                     self._drop(job)

@@ -41,7 +41,7 @@ class Patience:
     piece: int = 4 << 20
     stall: float = 60.0
     attempts: int = 8
-    refusals: int = 3
+    refusals: int = 4
     first: float = 0.5
     most: float = 30.0
 

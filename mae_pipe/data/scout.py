@@ -83,9 +83,13 @@ class Scout:
 
 
 def scouted(
-    batches: Iterator[Batch], shelf: Shelf, plan: Iterator[tuple[NDArray[np.int64], Any]], order: Order | Windows
+    batches: Iterator[Batch],
+    shelf: Shelf,
+    plan: Iterator[tuple[NDArray[np.int64], Any]],
+    order: Order | Windows,
+    end: threading.Event,
 ) -> Iterator[Batch]:
-    """``batches``, of which ``plan`` is the plan, with their shards fetched ahead."""
+    """``batches``, of which ``plan`` is the plan, with their shards fetched ahead; ``end`` is set before they end."""
     depot = shelf.depot
     assert isinstance(depot, Far)
     needs = (np.unique(shelf.index.shard[rows[rows >= 0]]) for rows, _ in plan)
@@ -95,6 +99,7 @@ def scouted(
                 scout.passed(count + 1)
                 yield batch
         finally:
+            end.set()
             depot.abandon()  # before what waits for it
             batches.close()  # type: ignore[attr-defined]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -114,8 +115,9 @@ class Stream:
 
     def _read(self, plan: Callable[[], Plan]) -> Iterator[Batch]:
         """The batches of a plan; where shards have to be fetched, it is walked a second time, ahead of them."""
-        batches = ahead.run(plan(), self._filler, self.data.workers)
-        return scouted(batches, self.shelf, plan(), self.order) if self.shelf.depot.far else batches
+        end = threading.Event()
+        batches = ahead.run(plan(), self._filler, self.data.workers, end)
+        return scouted(batches, self.shelf, plan(), self.order, end) if self.shelf.depot.far else batches
 
     def _blocks(self) -> Numbers:
         """Images of each shard."""
