@@ -95,7 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
+        if body:
+            self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if not body:
             return None
@@ -159,7 +160,8 @@ def of_folder(folder: Path) -> Origin:
         data = file.read_bytes()
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("Range", ""))
         if found is None:
-            return 200, {"Accept-Ranges": "bytes"}, data
+            about = {"Content-Length": str(len(data))} if method == "HEAD" else {}
+            return 200, {"Accept-Ranges": "bytes", **about}, data
         start, stop = int(found[1]), int(found[2] or len(data) - 1) + 1
         if start >= len(data):
             return 416, {"Content-Range": f"bytes */{len(data)}"}, b""
@@ -179,7 +181,8 @@ def of_server(host: str, port: int) -> Origin:
             connection.request(method, path, body=sent or None, headers=kept)
             answer = connection.getresponse()
             data = answer.read()
-            dropped = ("content-length", "transfer-encoding", "connection", "server", "date")
+            dropped = ("transfer-encoding", "connection", "server", "date")
+            dropped += () if method == "HEAD" else ("content-length",)
             return answer.status, {n: v for n, v in answer.getheaders() if n.lower() not in dropped}, data
         finally:
             connection.close()
