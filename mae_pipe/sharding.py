@@ -94,6 +94,7 @@ def build(
     """
     writer: ShardFormat = catalog.build("shards", format, {})  # a format that is not there should not cost a scan
     if not in_place:
+        writer.ready()
         check_places(source, out)
     per_shard = per_shard or PER_SHARD
     source_name = source_name or recognised(source, catalog)
@@ -175,7 +176,7 @@ def build(
                 for piece in _slices(listing, several, None if in_place else per_shard, found.reader)
             ]
             crew = min(workers or len(os.sched_getaffinity(0)), len(slices))
-            make_all(plan, (piece.run() for piece in slices), crew, writer.imports, report)
+            make_all(plan, (piece.run() for piece in slices), crew, () if in_place else writer.imports, report)
             clear(out, {piece.name for piece in slices})
             if in_place:
                 base = base or base_of(source, out)

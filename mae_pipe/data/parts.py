@@ -87,8 +87,8 @@ class _Making:
 
     def __init__(self, plan: Plan, run: Run, source: ImageSource, format: ShardFormat, tally: Tally) -> None:
         self._plan, self._run, self._source, self._tally = plan, run, source, tally
-        self._wishes = replace(plan.wishes, limit=format.max_side)
-        self._origins = format.origins
+        pixels = plan.in_place or format.raw or format.origins
+        self._wishes, self._origins = replace(plan.wishes, limit=format.max_side, pixels=pixels), format.origins
         self.keys: list[str] = []
         self.marks: list[bytes] = []  # of each image; empty where it has none
         self._shapes: list[tuple[int, int, int]] = []  # width, height, label
