@@ -17,11 +17,10 @@ from typing import Any
 import PIL
 
 from mae_pipe.catalog import Catalog
+from mae_pipe.data import inplace, record, region
 from mae_pipe.data import labels as tables
-from mae_pipe.data import record, region
 from mae_pipe.data.admit import Wishes
 from mae_pipe.data.crew import make_all
-from mae_pipe.data.inplace import base_of
 from mae_pipe.data.listing import Listing
 from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.merge import merge
@@ -179,7 +178,7 @@ def build(
             make_all(plan, (piece.run() for piece in slices), crew, () if in_place else writer.imports, report)
             clear(out, {piece.name for piece in slices})
             if in_place:
-                base = base or base_of(source, out)
+                base = base or inplace.base_of(source, out)
             manifest = merge(found, plan, others, {piece.name: piece.listing for piece in slices}, base)
         shutil.rmtree(out / record.FOLDER)
     except OSError as error:
@@ -230,6 +229,7 @@ class _Slice:
     start: int
     stop: int
     shard: str = ""
+    first: bool = True
 
     @property
     def name(self) -> str:
@@ -241,22 +241,24 @@ class _Slice:
             File(listing.paths[n], listing.key(n), listing.labels[n], lists.of(n) if lists else None, listing.place(n))
             for n in range(self.start, self.stop)
         ]
-        return Run(self.name, listing.prefix, files, self.shard)
+        return Run(self.name, listing.prefix, files, self.shard, self.first)
 
 
 def _slices(
     listing: Listing, lists: tables.Lists | None, per_shard: int | None, reader: ImageSource
 ) -> Iterator[_Slice]:
-    """So many images each; None: those that one of the source's own files holds."""
+    """So many images each; None: those that one of the source's own files holds, in pieces of it."""
     if per_shard:
         for number, start in enumerate(range(0, len(listing), per_shard)):
             yield _Slice(listing, lists, number, start, min(start + per_shard, len(listing)))
         return
     places = ((reader.origin(listing.place(number)), number) for number in range(len(listing)))
-    start = 0
-    for count, (path, group) in enumerate(itertools.groupby(places, lambda one: one[0].path if one[0] else None)):
-        length = sum(1 for _ in group)
+    begin, numbers = 0, itertools.count()
+    for path, group in itertools.groupby(places, lambda one: one[0].path if one[0] else None):
+        end = begin + sum(1 for _ in group)
         if path is None:
             raise DataError(f"{reader.path} has images that do not lie there as they are; build shards of it instead")
-        yield _Slice(listing, lists, count, start, start + length, str(path.relative_to(reader.path)))
-        start += length
+        name = str(path.relative_to(reader.path))
+        for start in range(begin, end, inplace.PIECE):
+            yield _Slice(listing, lists, next(numbers), start, min(start + inplace.PIECE, end), name, start == begin)
+        begin = end

@@ -19,7 +19,7 @@ from PIL import Image
 from mae_pipe import recipe, testing
 from mae_pipe.catalog import Catalog
 from mae_pipe.cli import _group
-from mae_pipe.data import decode, region
+from mae_pipe.data import decode, inplace, region
 from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.order import Order, Share
 from mae_pipe.data.shelf import Shelf
@@ -145,6 +145,34 @@ def test_several_betons_and_their_splits_are_one_index(betons: Path, tmp_path: P
     write(tmp_path / "in" / "c.tar", b"")
     with pytest.raises(DataError, match="index tars and betons one after the other"):
         make([tmp_path / "in"], tmp_path / "mixed")
+
+
+def test_a_large_beton_is_indexed_by_several_processes_in_pieces(
+    betons: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bytearray((betons / "smart.beton").read_bytes())
+    for number in range(5):  # nothing of the first piece can be used
+        data[HEADER + 2 * FIELD + 24 * number] = 9
+    for name in ("x", "y"):
+        write(tmp_path / "in" / f"{name}.beton", bytes(data))
+    whole = make([tmp_path / "in"], tmp_path / "whole")
+    monkeypatch.setattr(inplace, "PIECE", 5)
+    assert make([tmp_path / "in"], tmp_path / "pieces", workers=2) == whole
+    for name in ("train.index.safetensors", "train.marks", "manifest.json"):
+        assert (tmp_path / "pieces" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert [shard.images for shard in whole.splits["train"].shards] == [18, 18]
+    steps: list[int] = []
+
+    def stop(done: int, refused: int, total: int) -> None:
+        steps.append(done)
+        if len(steps) == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make([tmp_path / "in"], tmp_path / "again", progress=stop)
+    steps = [0] * 9
+    assert make([tmp_path / "in"], tmp_path / "again", progress=stop) == whole
+    assert steps[9] == 5  # images, at once
 
 
 def test_fields_are_found_by_kind_and_by_name(betons: Path, tmp_path: Path) -> None:

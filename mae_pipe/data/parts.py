@@ -278,15 +278,15 @@ def _finished(plan: Plan, run: Run, seen: str) -> Part | None:
         part = record.load(plan.out, run.name)
     except Exception:  # absent, torn or of another version: made again
         return None
-    if part.fingerprint != seen:
+    marked = not plan.marks or _has_marks(record.marks_path(plan.out, run.name), part.rows)
+    if part.fingerprint != seen or not marked:
         return None
-    if plan.marks and not _has_marks(record.marks_path(plan.out, run.name), part.rows):
-        return None
-    if part.file:
-        file = plan.where(part.file.name)
-        if not file.is_file() or file.stat().st_size != part.file.bytes or sha256_of(file) != part.file.sha256:
-            return None
-    return part
+    return None if part.file and not _is_whole(plan.where(part.file.name), part.file) else part
+
+
+def _is_whole(path: Path, file: Shard) -> bool:
+    same = path.is_file() and path.stat().st_size == file.bytes
+    return same and (not file.sha256 or sha256_of(path) == file.sha256)
 
 
 def _has_marks(path: Path, rows: SampleIndex) -> bool:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from numpy.typing import NDArray
 from PIL import Image
 
 from mae_pipe.api import Asked, DataError, ImageSource, Item, Origin, Pixels, Refusal, plugin
@@ -22,9 +21,9 @@ from .manifest import classes, said
 from .names import split_of, why_not
 
 JPG, RAW = 0, 1  # ffcv's modes of an image
-FILE = 2  # an image file in a field of bytes
+FILE = -1  # an image file in a field of bytes
 TEXT = 1 << 20  # bytes of the longest label
-Column = NDArray[Any]
+ROWS = 1 << 16  # that are looked at together
 
 
 class _Place(NamedTuple):
@@ -86,13 +85,15 @@ class Betons(ImageSource):
         except ValueError as error:
             raise DataError(f"{path} cannot be read as a beton: {error}; copy it again, or write it again") from None
         label = self._labels(path, file, header) if labels else None
-        raw = images.dtype.names == header.record[field].names and "mode" in (images.dtype.names or ())
-        for number, size in enumerate(sizes.tolist()):
-            key, image = f"{path.stem}/{number:08d}", images[number]
-            shape = (image["mode"], image["width"], image["height"]) if raw else (FILE, 0, 0)
-            place = _Place(name, int(image["pointer"]), size, *map(int, shape))
-            what = label_of(label(number), f"{path}: sample {number:,}") if label else None
-            yield Item(key, split, what, ":".join(map(str, place)), refused=_why_not(place) if raw else "")
+        for start in range(0, len(images), ROWS):
+            part = slice(start, start + ROWS)
+            for number, image, size in zip(
+                range(start, len(images)), images[part].tolist(), sizes[part].tolist(), strict=False
+            ):
+                mode, width, height, pointer = image if len(image) == 4 else (FILE, 0, 0, image[0])
+                place = _Place(name, pointer, size, mode, width, height)
+                what = label_of(label(number), f"{path}: sample {number:,}") if label else None
+                yield Item(f"{path.stem}/{number:08d}", split, what, ":".join(map(str, place)), refused=_why_not(place))
         file.close()
 
     def read(self, place: str) -> bytes:
@@ -154,7 +155,7 @@ class Betons(ImageSource):
 
 
 def _why_not(place: _Place) -> str:
-    if place.mode not in (JPG, RAW):
+    if place.mode not in (JPG, RAW, FILE):
         return f"stored in the mode {place.mode}, where {JPG} (JPEG) and {RAW} (raw pixels) are known"
     if place.mode == RAW and place.size != 3 * place.width * place.height:
         return f"raw pixels of {place.width} x {place.height} in {place.size:,} bytes"

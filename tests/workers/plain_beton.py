@@ -9,7 +9,7 @@ PAGE = 512
 
 
 def plain_beton(fields: list[tuple[str, int]], samples: list[tuple[Any, ...]]) -> bytes:
-    """Fields are (name, ffcv's number of a type); values are bytes, numbers, or (mode, width, height, bytes) of images."""
+    """Fields are (name, ffcv's number of a type); values: bytes, numbers, or (mode, width, height, bytes)."""
     described = b"".join(struct.pack("<B16s1024x", kind, name.encode()) for name, kind in fields)
     record, size, aligned = [], 0, 1
     for _, kind in fields:  # as numpy aligns: numbers to 8, structs not at all
