@@ -12,11 +12,14 @@ from filelock import FileLock
 from rich.console import Console
 
 from mae_pipe.catalog import Catalog
+from mae_pipe.data.address import Address, is_url
+from mae_pipe.data.cache import home
 from mae_pipe.data.manifest import NAME, Manifest
 from mae_pipe.data.scan import Source, scan
 from mae_pipe.data.sources import open_source, recognised
 from mae_pipe.disk import write_whole, writing
 from mae_pipe.errors import DataError
+from mae_pipe.remote import mirrored
 from mae_pipe.sharding import build
 from mae_pipe.wording import counted
 
@@ -25,16 +28,20 @@ MANY = 50_000  # images, from which on shards are worth their room
 NAMED = 3  # changed files that are named
 
 
-def shards_of(given: Path, catalog: Catalog, console: Console | None = None) -> Path:
+def shards_of(given: Path | str, catalog: Catalog, console: Console | None = None) -> Path:
     """``given`` where it holds shards, or else a folder of the cache with an index of the images there.
 
-    The order, the crops and the labels are those of the shards that ``mae-pipe shard`` would build. Every process
-    of a job may call it at once.
+    A URL of shards becomes a folder of the cache too (``remote``). The order, the crops and the labels are those of the
+    shards that ``mae-pipe shard`` would build. Every process of a job may call it at once.
     """
 
     def say(text: str) -> None:
         (console or Console(stderr=True)).print(text, markup=False, highlight=False, soft_wrap=True)
 
+    if isinstance(given, str):
+        if is_url(given):
+            return mirrored(given)
+        given = Path(given)
     if not given.exists() or (given / NAME).exists():
         return given
     name = recognised(given, catalog)
@@ -47,7 +54,7 @@ def shards_of(given: Path, catalog: Catalog, console: Console | None = None) -> 
         source.close()
     listing = _listing(found)
     source.close()
-    place = _cache() / hashlib.sha256(os.fsencode(given.resolve())).hexdigest()[:16]
+    place = home() / "folders" / hashlib.sha256(os.fsencode(given.resolve())).hexdigest()[:16]
     key = hashlib.sha256(listing).hexdigest()[:16]
     out, before = place / key, place / "listing"
     with writing(place):
@@ -71,13 +78,12 @@ def shards_of_run(about: Mapping[str, Any], catalog: Catalog, console: Console |
     """The shards that a run's ``about`` names; an index that the cache no longer holds is made again."""
     shards = Path(about["shards"])
     gone = READ_FROM in about and not (shards / NAME).exists()
-    return shards_of(Path(about[READ_FROM]), catalog, console) if gone else shards
+    return shards_of(about[READ_FROM], catalog, console) if gone else shards
 
 
-def _cache() -> Path:
-    """Of this user, for indexes of folders."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "mae-pipe" / "folders"
+def origin_of(given: Path | str) -> str:
+    """How a run's record names images that are not in shards of this machine; of a URL, without its keys."""
+    return str(Address.of(given)) if isinstance(given, str) and is_url(given) else str(Path(given).resolve())
 
 
 def _listing(found: Source) -> bytes:

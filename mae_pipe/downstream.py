@@ -62,7 +62,7 @@ def downstream(
     recipe: Downstream,
     *,
     catalog: Catalog,
-    shards: Path | None = None,
+    shards: Path | str | None = None,
     out: Path | None = None,
     from_scratch: bool = False,
     resume: str = "auto",
@@ -88,7 +88,7 @@ def downstream(
     here = launch.join()
     share = Share(here.rank, here.world, Plan.of(recipe, 1, here.world).micro_batch)
     wanted = catalog.find("head", recipe.head.name).labels
-    classes, stream, held_out = open_splits(shards, recipe, share, catalog, wanted)
+    classes, stream, held_out = open_splits(shards, recipe, share, catalog, wanted, begun=runs.begun_order(out))
     plan = Plan.of(recipe, stream.images, here.world)
     # Before the folder is made: a plugin that is not there should leave nothing behind.
     task = Classification.from_recipe(recipe, pretrained, weights, catalog, classes=len(classes))

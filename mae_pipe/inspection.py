@@ -25,7 +25,7 @@ FIT_IMAGES = 1024  # that a target learns from here, where it has to
 
 
 def inspect(
-    subject: str, changes: Sequence[str], *, shards: Path | None, catalog: Catalog
+    subject: str, changes: Sequence[str], *, shards: Path | str | None, catalog: Catalog
 ) -> tuple[str, list[guards.Finding]]:
     """What was looked at, in words, and what was found."""
     folder = Path(subject)
@@ -54,7 +54,7 @@ def inspect(
     return looked_at, list(guards.of_pretraining(task, batches[0], trained=is_run))
 
 
-def _batches(chosen: Pretrain, shards: Path | None, split: str, catalog: Catalog) -> list[Batch]:
+def _batches(chosen: Pretrain, shards: Path | str | None, split: str, catalog: Catalog) -> list[Batch]:
     """Training crops of shards, or pictures made of soft noise; as many as a target learns from."""
     micro = 64
     if shards is None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mae_pipe.catalog import Catalog
+from mae_pipe.data.arrange import Begun
 from mae_pipe.data.manifest import Labels, Manifest
 from mae_pipe.data.order import Share
 from mae_pipe.data.shelf import Shelf
@@ -18,23 +20,28 @@ from mae_pipe.seeding import key, permutation
 
 
 def open_splits(
-    shards: Path, recipe: Downstream, share: Share, catalog: Catalog, labels: Labels = "class"
+    shards: Path,
+    recipe: Downstream,
+    share: Share,
+    catalog: Catalog,
+    labels: Labels = "class",
+    begun: Begun | None = None,
 ) -> tuple[list[str], Stream, Stream]:
-    """The names of the classes, what is trained on, and what is measured."""
+    """The names of the classes, what is trained on, and what is measured. ``begun``: see ``Stream``."""
     if labels != "class":
-        return _other_labels(shards, recipe, share, catalog, labels)
+        return _other_labels(shards, recipe, share, catalog, labels, begun)
     classes = _check(shards, recipe).classes
     shelf = Shelf(shards, recipe.train_split, catalog)
     numbers = _labels(shelf, recipe.train_split, len(classes))
     rows = few(numbers, recipe, classes) if recipe.labels_per_class else None
-    stream = Stream(shelf, recipe.data, seed=recipe.seed, share=share, rows=rows)
+    stream = Stream(shelf, recipe.data, seed=recipe.seed, share=share, rows=rows, begun=begun)
     shelf = Shelf(shards, recipe.eval_split, catalog)
     _labels(shelf, recipe.eval_split, len(classes))
     return classes, stream, Stream(shelf, recipe.data, seed=recipe.seed, share=share, training=False)
 
 
 def _other_labels(
-    shards: Path, recipe: Downstream, share: Share, catalog: Catalog, labels: Labels
+    shards: Path, recipe: Downstream, share: Share, catalog: Catalog, labels: Labels, begun: Begun | None
 ) -> tuple[list[str], Stream, Stream]:
     """The same for several classes an image, or a map of them."""
     if recipe.labels_per_class:
@@ -51,7 +58,8 @@ def _other_labels(
                 f"with --set {use}_split=NAME, or hold images out with: mae-pipe shard ... --split val=0.1"
             )
         shelf = Shelf(shards, split, catalog)
-        streams.append(Stream(shelf, recipe.data, seed=recipe.seed, share=share, training=training, labels=labels))
+        how: dict[str, Any] = {"training": training, "labels": labels, "begun": begun}
+        streams.append(Stream(shelf, recipe.data, seed=recipe.seed, share=share, **how))
     return manifest.classes_of(labels), streams[0], streams[1]
 
 

@@ -16,7 +16,7 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.data.batch import Batch
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream, open_stream
-from mae_pipe.direct import READ_FROM, shards_of
+from mae_pipe.direct import READ_FROM, origin_of, shards_of
 from mae_pipe.engine import Engine
 from mae_pipe.journal import Journal
 from mae_pipe.live import Live
@@ -24,14 +24,14 @@ from mae_pipe.optim import Plan, parameter_groups
 from mae_pipe.pixels import normalise
 from mae_pipe.recipe import Data, Pretrain
 from mae_pipe.reconstruct import RunPictures
-from mae_pipe.runs import Run, about_data, about_plugins
+from mae_pipe.runs import Run, about_data, about_plugins, begun_order
 from mae_pipe.tasks import Pretraining
 from mae_pipe.trainer import train
 
 
 def pretrain(
     recipe: Pretrain,
-    shards: Path,
+    shards: Path | str,
     out: Path,
     *,
     catalog: Catalog,
@@ -42,16 +42,15 @@ def pretrain(
 ) -> None:
     """Pretrain on ``shards``, in the run folder ``out``; goes on where an earlier call stopped.
 
-    Images that are in no shards are read where they lie (``direct``).
+    Images that are in no shards are read where they lie (``direct``), and shards at a URL from there (``remote``).
     Every process of a job calls it; alone it needs no launcher. ``seen`` sees every
     (step, batch, loss), as in ``trainer.train``.
     """
     given, shards = shards, shards_of(shards, catalog, console)
     here = launch.join()
     micro = Plan.of(recipe, 1, here.world).micro_batch
-    stream = open_stream(
-        shards, split, recipe.data, seed=recipe.seed, share=Share(here.rank, here.world, micro), catalog=catalog
-    )
+    share, begun = Share(here.rank, here.world, micro), begun_order(out)
+    stream = open_stream(shards, split, recipe.data, seed=recipe.seed, share=share, catalog=catalog, begun=begun)
     plan = Plan.of(recipe, stream.images, here.world)
     # Before the folder is made: a plugin that is not there should leave nothing behind.
     task = Pretraining.from_recipe(recipe, catalog)
@@ -59,7 +58,7 @@ def pretrain(
     if resume == "none" or (resume == "auto" and not any(run.checkpoints.glob("step-*"))):
         prepare(task, stream, recipe, run)
     about = about_data(shards, split, stream, here.world) | {"provenance": task.target.provenance()}
-    about |= {} if given == shards else {READ_FROM: str(given.resolve())}
+    about |= {} if given == shards else {READ_FROM: origin_of(given)}
     about |= about_plugins(catalog, shards, mask=recipe.mask.name, target=recipe.target.name)
     checkpoint = run.begin(recipe, about, resume=resume)
     run.make_room(sum(p.numel() for p in task.parameters()), keep=recipe.saving.keep_last)

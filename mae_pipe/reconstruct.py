@@ -43,7 +43,7 @@ def reconstruct(
     out: Path,
     *,
     catalog: Catalog,
-    shards: Path | None = None,
+    shards: Path | str | None = None,
     split: str = "val",
     count: int = COUNT,
     seed: int | None = None,
@@ -127,10 +127,14 @@ def given(paths: Sequence[Path], data: Data) -> tuple[Batch, list[str]]:
     return Batch(torch.from_numpy(np.stack(pixels)), nowhere, nowhere, positions), [path.name for path in paths]
 
 
-def fixed(shards: Path, split: str, data: Data, count: int, catalog: Catalog) -> tuple[Batch, list[str]]:
-    """``count`` images spread evenly over a split, always the same ones, and their keys."""
+def fixed(shards: Path | str, split: str, data: Data, count: int, catalog: Catalog) -> tuple[Batch, list[str]]:
+    """``count`` images spread evenly over a split, always the same ones, and their keys.
+
+    Where shards have to be fetched, those of one shard.
+    """
     shelf = Shelf(shards_of(shards, catalog), split, catalog)
-    rows = np.unique(np.linspace(0, len(shelf.index) - 1, count).round().astype(np.int64))
+    among = shelf.split.shards[0].images if shelf.depot.far and shelf.split.shards else len(shelf.index)
+    rows = np.unique(np.linspace(0, among - 1, count).round().astype(np.int64))
     calm = data.model_copy(update={"workers": 0})
     stream = Stream(shelf, calm, seed=0, share=Share(micro_batch=len(rows)), training=False, rows=rows)
     try:

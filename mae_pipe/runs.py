@@ -19,9 +19,9 @@ import torch.distributed as dist
 from mae_pipe import __version__, recipe
 from mae_pipe.catalog import Catalog
 from mae_pipe.data import region
+from mae_pipe.data.arrange import Begun, as_recorded
 from mae_pipe.data.manifest import NAME as SHARDS_MANIFEST
 from mae_pipe.data.manifest import Manifest
-from mae_pipe.data.order import Order
 from mae_pipe.data.stream import Stream
 from mae_pipe.disk import sync_folder, write_whole, writing
 from mae_pipe.engine import Engine
@@ -143,8 +143,8 @@ class Run:
         for name in ("shards_fingerprint", "order", "split", "world", "encoder_fingerprint", "provenance"):
             if name in about and (record.get(name) or None) != (about[name] or None):
                 raise RunError(
-                    f"{folder} is a run with another {name.replace('_', ' ')} ({record.get(name)!r}, now "
-                    f"{about[name]!r}); give the one it began with, or choose another --out"
+                    f"{folder} is a run with another {name.replace('_', ' ')} ({_short(record.get(name))}, now "
+                    f"{_short(about[name])}); give the one it began with, or choose another --out"
                 )
 
         for plugin in about.get("plugins", []):
@@ -260,6 +260,11 @@ def about(folder: Path) -> dict[str, Any]:
     return record
 
 
+def begun_order(folder: Path) -> Begun | None:
+    """The order of the images of a run that began in ``folder``, for ``Stream``; None: there is none."""
+    return about(folder).get("order", 1) if (folder / "run.json").is_file() else None
+
+
 def about_plugins(catalog: Catalog, shards: Path, **names: str) -> dict[str, Any]:
     """Kind, name, package, version and source hash of every plugin that a run uses, that of its shards too."""
     names["shards"] = Manifest.load(shards).format
@@ -268,7 +273,7 @@ def about_plugins(catalog: Catalog, shards: Path, **names: str) -> dict[str, Any
 
 def about_data(shards: Path, split: str, stream: Stream, world: int) -> dict[str, Any]:
     """What makes a run what it is, besides its recipe: the data that it learns from, and its processes."""
-    rule = Order.rule(stream.images)
+    order = as_recorded(stream.order)
     return {
         "shards": str(shards.resolve()),
         "shards_fingerprint": hashlib.sha256((shards / SHARDS_MANIFEST).read_bytes()).hexdigest()[:16],
@@ -276,7 +281,7 @@ def about_data(shards: Path, split: str, stream: Stream, world: int) -> dict[str
         "split": split,
         "images": stream.images,
         "world": world,
-        **({"order": rule} if rule > 1 else {}),
+        **({"order": order} if order != 1 else {}),
     }
 
 
@@ -286,6 +291,11 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value}
     return found
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _json(values: dict[str, Any]) -> bytes:

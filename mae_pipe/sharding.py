@@ -14,7 +14,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import PIL
+from numpy.typing import NDArray
 
 from mae_pipe.catalog import Catalog
 from mae_pipe.data import inplace, record, region
@@ -31,6 +33,7 @@ from mae_pipe.data.sample import ShardFormat
 from mae_pipe.data.scan import scan
 from mae_pipe.data.sources import FALLBACK, ImageSource, recognised
 from mae_pipe.errors import DataError
+from mae_pipe.seeding import key, permutation
 
 PER_SHARD = 2000
 RULES = 3  # of this build; another number makes every part again
@@ -58,6 +61,7 @@ def build(
     planes: bool = False,
     raw: float = 0.0,
     marks: bool = True,
+    shuffle: bool = False,
     source_name: str | None = None,
     source_options: Mapping[str, Any] = MappingProxyType({}),
     in_place: bool = False,
@@ -84,6 +88,7 @@ def build(
         planes: store images without compression, as planes of YCbCr 4:2:0 (``planar.py``).
         raw: store this share of the images as raw pixels: FFCV's raw and proportion modes.
         marks: note where the rows of blocks of JPEGs begin (``marks.py``), if this machine can.
+        shuffle: spread images over the shards at random, always in the same way; default: in the order of the source.
         source_name: a plugin of kind ``source``; default: the one that recognises ``source``.
         source_options: of that plugin.
         in_place: the source's own files are the shards, and what is built is their index.
@@ -126,6 +131,7 @@ def build(
         **({"marks": True} if marks else {}),
         **({"planes": True} if planes else {}),
         **({"raw": raw} if raw else {}),
+        **({"shuffle": True} if shuffle else {}),
         **({} if source_name == FALLBACK else {"source": source_name}),
         **({"source_options": dict(source_options)} if source_options else {}),
         **({"in_place": True, "decoded": "headers" if glance else "all"} if in_place else {}),
@@ -147,6 +153,11 @@ def build(
         raw=raw,
     )
     reader.cache_clear()
+    if shuffle and reader(plan).sequential:
+        raise DataError(
+            f"--shuffle reads images at random places, which takes too long in a {source_name} source; shard it "
+            "without, and then those shards with --shuffle"
+        )
     found = scan(
         reader(plan),
         splits,
@@ -172,7 +183,7 @@ def build(
             slices = [
                 piece
                 for listing, several in zip(found.splits, lists, strict=True)
-                for piece in _slices(listing, several, None if in_place else per_shard, found.reader)
+                for piece in _slices(listing, several, None if in_place else per_shard, found.reader, shuffle)
             ]
             crew = min(workers or len(os.sched_getaffinity(0)), len(slices))
             make_all(plan, (piece.run() for piece in slices), crew, () if in_place else writer.imports, report)
@@ -230,6 +241,7 @@ class _Slice:
     stop: int
     shard: str = ""
     first: bool = True
+    order: NDArray[np.int64] | None = None  # in which the images of the listing are stored
 
     @property
     def name(self) -> str:
@@ -237,20 +249,22 @@ class _Slice:
 
     def run(self) -> Run:
         listing, lists = self.listing, self.lists
+        numbers = range(self.start, self.stop) if self.order is None else self.order[self.start : self.stop].tolist()
         files = [
             File(listing.paths[n], listing.key(n), listing.labels[n], lists.of(n) if lists else None, listing.place(n))
-            for n in range(self.start, self.stop)
+            for n in numbers
         ]
         return Run(self.name, listing.prefix, files, self.shard, self.first)
 
 
 def _slices(
-    listing: Listing, lists: tables.Lists | None, per_shard: int | None, reader: ImageSource
+    listing: Listing, lists: tables.Lists | None, per_shard: int | None, reader: ImageSource, shuffle: bool
 ) -> Iterator[_Slice]:
     """So many images each; None: those that one of the source's own files holds, in pieces of it."""
     if per_shard:
+        order = permutation(key(0, f"shards/{listing.split}"), len(listing)) if shuffle else None
         for number, start in enumerate(range(0, len(listing), per_shard)):
-            yield _Slice(listing, lists, number, start, min(start + per_shard, len(listing)))
+            yield _Slice(listing, lists, number, start, min(start + per_shard, len(listing)), order=order)
         return
     places = ((reader.origin(listing.place(number)), number) for number in range(len(listing)))
     begin, numbers = 0, itertools.count()

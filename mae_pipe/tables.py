@@ -50,6 +50,9 @@ class Data(Table):
     centre_share: Annotated[float, Field(gt=0, le=1)] = 0.875  # centre crop: its side in the resized image's short side
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of each channel, in [0, 1]; ImageNet's, as timm
     std: tuple[Annotated[float, Field(gt=0)], ...] = (0.229, 0.224, 0.225)
+    order: Literal["auto", "full", "window"] = "auto"  # of the images; auto: full, or window where shards are fetched
+    window: Positive = 32768  # order "window": images that are shuffled together, about; whole shards
+    lanes: Positive = 1  # order "window": parts of a global batch with shards of their own; a node fetches its parts'
     repeats: Positive = 1  # crops of an image in a row, of one decode; an epoch is as many crops as there are images
     global_batch: Positive = 4096  # images an optimizer step, on any number of ranks
     micro_batch: Positive = 64  # images at once on one rank; the rest is accumulated

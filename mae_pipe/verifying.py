@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from mae_pipe.catalog import Catalog
+from mae_pipe.data.depot import Depot, depot_of
+from mae_pipe.data.fetch import Unreachable
 from mae_pipe.data.index import SampleIndex
 from mae_pipe.data.manifest import Manifest, Shard, Split
 from mae_pipe.data.parts import sha256_of
@@ -35,6 +37,7 @@ def verify(folder: Path, *, catalog: Catalog | None = None, progress: Progress |
     except PluginError:
         format = None
     total = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards)
+    depots = _depots(folder, manifest)
     done = 0
     found: list[str] = []
     for name, split in manifest.splits.items():
@@ -46,13 +49,25 @@ def verify(folder: Path, *, catalog: Catalog | None = None, progress: Progress |
             if index is not None and not (index.shard[rows.start : rows.stop] == number).all():
                 found.append(f"{split.index.name} does not say which images {shard.name} holds")
                 index = None
-            found += _shard(manifest.home(folder) / shard.name, shard, index, rows, format)
+            depot = depots.get(name)
+            try:
+                path = depot.path(number) if depot else manifest.home(folder) / shard.name
+                found += _shard(path, shard, index, rows, format)
+            except Unreachable as error:
+                found.append(str(error))
+            if depot:
+                depot.release(number)
             start = rows.stop
             done += shard.bytes
             if progress:
                 progress(done, total)
         found += _marks(folder, split, index)
     return found
+
+
+def _depots(folder: Path, manifest: Manifest) -> dict[str, Depot]:
+    """Where each split's shards are fetched from; none where they are in a folder."""
+    return {name: depot_of(folder, name, manifest) for name in manifest.splits} if manifest.elsewhere else {}
 
 
 def _marks(folder: Path, split: Split, index: SampleIndex | None) -> list[str]:

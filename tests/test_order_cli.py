@@ -60,4 +60,4 @@ def test_it_prints_what_every_rank_of_a_job_is_given(shards: Path, repeats: int)
 def test_it_shows_a_table_that_says_how_it_was_asked(shards: Path) -> None:
     said = CliRunner().invoke(order, [str(shards), "--head", "3"])
     assert said.exit_code == 0, said.output
-    assert "epoch 0 of 13 images of train, seed 0, rule 1" in said.output
+    assert "epoch 0 of 13 images of train, seed 0, shuffled as a whole, rule 1" in said.output

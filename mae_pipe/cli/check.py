@@ -6,15 +6,17 @@ from pathlib import Path
 
 import click
 
+from mae_pipe.cli.places import PLACE
+
 
 @click.command()
 @click.argument("subject", metavar="RUN|RECIPE")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a recipe key; not for a run.")
-@click.option("--shards", type=click.Path(path_type=Path), help="Look at these images; default: a run's own, or noise.")
+@click.option("--shards", type=PLACE, help="Look at these images; default: a run's own, or noise.")
 @click.option("--plugin", "plugins", multiple=True, type=click.Path(path_type=Path), help="A Python file with plugins.")
 @click.pass_context
 def check(
-    context: click.Context, subject: str, changes: tuple[str, ...], shards: Path | None, plugins: tuple[Path, ...]
+    context: click.Context, subject: str, changes: tuple[str, ...], shards: Path | str | None, plugins: tuple[Path, ...]
 ) -> None:
     """Check a pretraining run's folder, or a recipe, for what would train to nothing.
 

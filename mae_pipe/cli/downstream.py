@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mae_pipe.cli.places import PLACE
 from mae_pipe.cli.pretrain import without_nproc
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def _options(task: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     path = click.Path(path_type=Path)
     options: list[Callable[[Any], Any]] = [
         click.argument("run", type=path),
-        click.option("--shards", type=path, help="Labelled shards.  [default: those of RUN]"),
+        click.option("--shards", type=PLACE, help="Labelled shards.  [default: those of RUN]"),
         click.option("--recipe", default=task, show_default=True, help=f"A built-in {task} recipe or a TOML file."),
         click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a recipe key."),
         click.option("--out", type=path, help=f"Run folder.  [default: RUN/{task}, -scratch, -K]"),
@@ -65,7 +66,7 @@ def _run(
     task: str,
     *,
     run: Path,
-    shards: Path | None,
+    shards: Path | str | None,
     recipe: str,
     changes: tuple[str, ...],
     out: Path | None,

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
+from mae_pipe.cli.places import PLACE
+
 
 @click.command()
 @click.argument("recipe")
-@click.option(
-    "--shards", required=True, type=click.Path(path_type=Path), help="Folder that `mae-pipe shard` wrote, or images."
-)
+@click.option("--shards", required=True, type=PLACE, help="What `mae-pipe shard` wrote, here or at a URL; or images.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder, made or gone on with.")
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a recipe key: mask.ratio=0.6.")
 @click.option("--split", default="train", show_default=True, help="Split of the shards to learn from.")
@@ -21,7 +21,7 @@ import click
 @click.option("--plugin", "plugins", multiple=True, type=click.Path(path_type=Path), help="A Python file with plugins.")
 def pretrain(
     recipe: str,
-    shards: Path,
+    shards: Path | str,
     out: Path,
     changes: tuple[str, ...],
     split: str,
@@ -31,10 +31,10 @@ def pretrain(
 ) -> None:
     """Pretrain a masked autoencoder on shards.
 
-    RECIPE is a built-in recipe (`mae-pipe recipes`) or a TOML file. Images in no shards (a folder, or another of
-    docs/sources.md) are indexed once, in ~/.cache/mae-pipe, and read where they lie. A run that was stopped goes on
-    where it was when the same command is given again. Runs as it is, with --nproc N, or under torchrun, deepspeed
-    and srun.
+    RECIPE is a built-in recipe (`mae-pipe recipes`) or a TOML file. Shards at a URL (https, s3, gs, az, hf) are fetched
+    as they are needed (docs/remote.md); images in no shards (a folder, or another of docs/sources.md) are indexed once,
+    in ~/.cache/mae-pipe, and read where they lie. A run that was stopped goes on where it was when the same command is
+    given again. Runs as it is, with --nproc N, or under torchrun, deepspeed and srun.
     """
     from mae_pipe import launch
     from mae_pipe import recipe as recipes

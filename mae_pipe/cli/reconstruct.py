@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from mae_pipe.cli.places import PLACE
+
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
@@ -13,7 +15,7 @@ import click
 @click.option(
     "--out", default="reconstructions.png", show_default=True, type=click.Path(path_type=Path), help="The PNG to write."
 )
-@click.option("--shards", type=click.Path(path_type=Path), help="Take images from these shards as well.")
+@click.option("--shards", type=PLACE, help="Take images from these shards as well.")
 @click.option("--split", default="val", show_default=True, help="Split of --shards.")
 @click.option("--count", default=8, show_default=True, type=click.IntRange(min=1), help="Images from --shards.")
 @click.option("--seed", type=int, help="Hide other patches than the run's seed does.")
@@ -24,7 +26,7 @@ def reconstruct(
     run: Path,
     images: tuple[Path, ...],
     out: Path,
-    shards: Path | None,
+    shards: Path | str | None,
     split: str,
     count: int,
     seed: int | None,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from mae_pipe.cli.places import PLACE
 from mae_pipe.cli.progress import bar
 from mae_pipe.cli.summary import summary
 from mae_pipe.wording import counted
@@ -81,6 +82,11 @@ FOLDER = click.Path(path_type=Path)
     help="With --format ffcv: this share of the images as raw pixels (1: FFCV's raw mode, 0.5: half of them).",
 )
 @click.option(
+    "--shuffle",
+    is_flag=True,
+    help="Spread images over the shards at random: for shards that are read from elsewhere (docs/remote.md).",
+)
+@click.option(
     "--marks/--no-marks",
     default=True,
     help="Note where rows of JPEG blocks begin, so that crops decode faster; half a percent more bytes.  [default: on]",
@@ -114,6 +120,7 @@ def shard(
     planes: bool,
     raw: float,
     marks: bool,
+    shuffle: bool,
     source_name: str | None,
     changes: tuple[str, ...],
     overwrite: bool,
@@ -152,6 +159,7 @@ def shard(
                 planes=planes,
                 raw=raw,
                 marks=marks,
+                shuffle=shuffle,
                 source_name=source_name,
                 source_options=parsed(changes),
                 overwrite=overwrite,
@@ -164,21 +172,24 @@ def shard(
 
 
 @click.command()
-@click.argument("folder", metavar="OUT", type=FOLDER)
+@click.argument("folder", metavar="SHARDS", type=PLACE)
 @click.option("--plugin", "plugins", multiple=True, type=FOLDER, metavar="FILE", help="A Python file with plugins.")
-def verify(folder: Path, plugins: tuple[Path, ...]) -> None:
-    """Check every hash, count, key and checksum of the shards in OUT.
+def verify(folder: Path | str, plugins: tuple[Path, ...]) -> None:
+    """Check every hash, count, key and checksum of SHARDS, a folder or a URL.
 
     Names the shards and images that are damaged, and then ends with 4.
     """
     from mae_pipe.catalog import Catalog
     from mae_pipe.data.manifest import Manifest
+    from mae_pipe.direct import shards_of
     from mae_pipe.verifying import verify as check
 
+    catalog = Catalog(plugins)
+    place = shards_of(folder, catalog) if isinstance(folder, str) else folder
     with bar("checking", "MB") as show:
         damage = check(
-            folder,
-            catalog=Catalog(plugins),
+            place,
+            catalog=catalog,
             progress=lambda done, total: show(done // 10**6, -(-total // 10**6), ""),
         )
     for sentence in damage:
@@ -189,7 +200,7 @@ def verify(folder: Path, plugins: tuple[Path, ...]) -> None:
             err=True,
         )
         sys.exit(4)
-    manifest = Manifest.load(folder)
+    manifest = Manifest.load(place)
     for name, split in manifest.splits.items():
         held = f"{counted(split.images, 'image')} in {counted(len(split.shards), f'{manifest.format} shard')}"
         click.echo(f"ok: {name}: {held}")

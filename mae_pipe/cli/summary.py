@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def summary(manifest: Manifest, out: Path, seconds: float) -> None:
-    from mae_pipe.data.place import size_of
+    from mae_pipe.wording import size_of
 
     for name, split in manifest.splits.items():
         size = size_of(sum(shard.bytes for shard in split.shards))

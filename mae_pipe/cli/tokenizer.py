@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from mae_pipe.cli.places import PLACE
 from mae_pipe.cli.pretrain import without_nproc
 
 
@@ -17,7 +18,7 @@ def tokenizer() -> None:
 
 @tokenizer.command()
 @click.argument("recipe", default="tokenizer_imagenet")
-@click.option("--shards", required=True, type=click.Path(path_type=Path), help="Folder that `mae-pipe shard` wrote.")
+@click.option("--shards", required=True, type=PLACE, help="Shards, or images.")
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="The tokenizer's folder, made or gone on with."
 )
@@ -30,7 +31,7 @@ def tokenizer() -> None:
 @click.option("--plugin", "plugins", multiple=True, type=click.Path(path_type=Path), help="A Python file with plugins.")
 def train(
     recipe: str,
-    shards: Path,
+    shards: Path | str,
     out: Path,
     changes: tuple[str, ...],
     split: str,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mae_pipe.data.address import Address, is_url
 from mae_pipe.errors import DataError, closest
 
 NAME = "manifest.json"
@@ -81,10 +82,13 @@ class Manifest(_Part):
     map_classes: list[str] = []  # names by value in maps; empty where there are none
     base: str | None = None  # where the shards lie: a folder, from the manifest's own on, or a URL; None: beside it
 
+    @property
+    def elsewhere(self) -> Address | None:
+        """Where the shards lie, if not on this machine."""
+        return Address.of(self.base) if self.base is not None and is_url(self.base) else None
+
     def home(self, folder: Path) -> Path:
-        """The folder of the shards, for a manifest in ``folder``."""
-        if self.base is not None and "://" in self.base:
-            raise DataError(f"the shards of {folder} lie at {self.base}, which is no folder of this machine")
+        """The folder of the shards, for a manifest in ``folder``; only where they are not ``elsewhere``."""
         return folder / self.base if self.base is not None else folder
 
     def save(self, folder: Path) -> None:
@@ -95,9 +99,9 @@ class Manifest(_Part):
         new.replace(path)
 
     @classmethod
-    def load(cls, folder: Path) -> Manifest:
+    def load(cls, folder: Path, name: str = NAME) -> Manifest:
         """Read and check ``folder/manifest.json``."""
-        path = folder / NAME
+        path = folder / name
         if not path.is_file():
             raise DataError(f"{folder} holds no {NAME}; build shards with: mae-pipe shard IMAGES {folder}")
         try:

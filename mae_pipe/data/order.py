@@ -19,15 +19,22 @@ from mae_pipe.seeding import key
 
 @dataclass(frozen=True)
 class Share:
-    """One process's part of every global micro-batch."""
+    """One process's part of every global micro-batch.
+
+    Attributes:
+        together: so many global micro-batches are shared out as one, each rank's parts of them in a row: then a rank
+            stays in its part of a global batch, and so in its lanes (``windows.py``).
+    """
 
     rank: int = 0
     world: int = 1
     micro_batch: int = 1
+    together: int = 1
 
     def positions(self, start: int) -> NDArray[np.int64]:
         """[micro_batch]: this rank's positions in the global micro-batch that begins at ``start``."""
-        first = start + self.rank * self.micro_batch
+        which = start // self.advance % self.together
+        first = start - which * self.advance + (self.rank * self.together + which) * self.micro_batch
         return np.arange(first, first + self.micro_batch)
 
     @property

@@ -19,6 +19,7 @@ from mae_pipe.data.plan import Plan
 from mae_pipe.data.record import FOLDER
 from mae_pipe.data.scan import Source
 from mae_pipe.errors import DataError, DiskError
+from mae_pipe.wording import size_of
 
 INDEX = ".index.safetensors"  # after the name of a split
 _DRAFT = re.compile(r"\w+-\d{6}\.\w+\.tmp|\w+\.marks\.tmp|\w+\.index\.safetensors\.tmp|manifest\.json\.tmp")
@@ -169,13 +170,3 @@ def _source_bytes(found: Source) -> int:
                     return found.reader.path.stat().st_size
                 total += origin.path.stat().st_size if origin.size is None else origin.size
     return total
-
-
-def size_of(count: int) -> str:
-    """Bytes for people, such as 1.4 GB."""
-    value, unit = float(count), "bytes"
-    for larger in ("kB", "MB", "GB", "TB"):
-        if value < 1000:
-            break
-        value, unit = value / 1000, larger
-    return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from mae_pipe.catalog import Catalog
 from mae_pipe.data import descriptors
+from mae_pipe.data.depot import depot_of
+from mae_pipe.data.fetch import Unreachable
 from mae_pipe.data.index import SampleIndex
 from mae_pipe.data.manifest import Labels, Manifest
 from mae_pipe.data.marks import Marks
@@ -16,6 +19,8 @@ from mae_pipe.data.region import crc32
 from mae_pipe.data.sample import Placed, ShardFormat, ShardReader, Stored
 from mae_pipe.errors import DataError
 from mae_pipe.wording import counted
+
+COPIES = 3  # of a shard that are tried
 
 
 class Shelf:
@@ -31,13 +36,7 @@ class Shelf:
         self._marks = Marks(folder, self.split.marks, self.index) if self.split.marks else None
         self._readers: dict[int, ShardReader] = {}
         self._lock, self._most = threading.Lock(), descriptors.allowed()
-        self._home = self.manifest.home(folder)
-        missing = [shard.name for shard in self.split.shards if not (self._home / shard.name).is_file()]
-        if missing:
-            raise DataError(
-                f"{len(missing)} of {len(self.split.shards)} shards of {split!r} are missing in {self._home}, first "
-                f"{missing[0]}; copy them again, or build them with: mae-pipe shard"
-            )
+        self.depot = depot_of(folder, split, self.manifest)
 
     def check_channels(self, wanted: int) -> None:
         """Refuse a recipe that is for images of another kind."""
@@ -67,9 +66,7 @@ class Shelf:
     def read(self, number: int) -> Stored:
         """The stored image of one index row, its bytes checked against the index."""
         placed = self.index.placed(number)
-        shard, reader = self._reader(number)
-        data = reader.read(number - int(self._first[shard]), placed)
-        self._check(data, placed, number, "image")
+        data = self._checked(placed, number, "image")
         return Stored(data, placed.encoding, int(self.index.width[number]), int(self.index.height[number]))
 
     def marks(self, number: int) -> bytes | None:
@@ -81,41 +78,68 @@ class Shelf:
         placed = self.index.placed(number).map
         if placed is None:
             raise ValueError(f"{self.folder} holds no maps")
-        shard, reader = self._reader(number)
-        data = reader.read_map(number - int(self._first[shard]), placed)
-        self._check(data, placed, number, "map")
-        return data
+        return self._checked(placed, number, "map")
+
+    def _checked(self, placed: Placed, number: int, what: str) -> bytes | memoryview:
+        """The bytes of an image or a map; a shard that was fetched, and is damaged here, is fetched again."""
+        shard = int(self.index.shard[number])
+        for copy in itertools.count(1):
+            reader = None
+            try:
+                reader = self._reader(shard)
+                inside = number - int(self._first[shard])
+                data = reader.read(inside, placed) if what == "image" else reader.read_map(inside, placed)
+                self._check(data, placed, number, what)
+                return data
+            except Unreachable:
+                raise
+            except DataError:
+                if copy == COPIES or not self._renewed(shard, reader):
+                    raise
+        raise AssertionError("never here")
+
+    def _renewed(self, shard: int, reader: ShardReader | None) -> bool:
+        """Whether another copy of a shard can be read than ``reader`` did."""
+        with self._lock:
+            if self._readers.get(shard) is not reader:  # another thread has seen to it
+                return True
+            self._readers.pop(shard, None)
+            return self.depot.renew(shard)
 
     def _check(self, data: bytes | memoryview, placed: Placed, number: int, what: str) -> None:
         if len(data) != placed.size or crc32(data) != placed.crc32:
             shard = self.split.shards[int(self.index.shard[number])]
             raise DataError(
-                f"{self._home / shard.name}: the {what} {self.index.key(number)!r} is damaged; "
+                f"{self.depot.place}/{shard.name}: the {what} {self.index.key(number)!r} is damaged; "
                 f"run: mae-pipe verify {self.folder}"
             )
 
-    def _reader(self, number: int) -> tuple[int, ShardReader]:
-        """The number of the shard that holds a row, and its reader."""
-        shard = int(self.index.shard[number])
+    def _reader(self, shard: int) -> ShardReader:
         reader = self._readers.get(shard)
-        if reader is None:
-            with self._lock:
-                reader = self._readers.get(shard)
-                if reader is None:
-                    path = self._home / self.split.shards[shard].name
-                    if not path.is_file() or path.stat().st_size != self.split.shards[shard].bytes:
-                        raise DataError(
-                            f"{path} is missing or cut short; copy it again, or run: mae-pipe verify {self.folder}"
-                        )
-                    while len(self._readers) >= self._most:  # a thread that reads it still holds it open
-                        del self._readers[next(iter(self._readers))]
-                    reader = self._readers[shard] = self._format.open(path)
-        return shard, reader
+        if reader is not None:
+            return reader
+        path = self.depot.path(shard)  # it may take long, and others go on meanwhile
+        with self._lock:
+            reader = self._readers.get(shard)
+            if reader is None:
+                while len(self._readers) >= self._most:  # a thread that reads it still holds it open
+                    oldest = next(iter(self._readers))
+                    del self._readers[oldest]
+                    self.depot.release(oldest)
+                reader = self._readers[shard] = self._format.open(path)
+        return reader
+
+    def let_go(self, shard: int) -> None:
+        """Of a shard that is not needed for now."""
+        with self._lock:
+            self._readers.pop(shard, None)
+        self.depot.release(shard)
 
     def close(self) -> None:
         """Let go of every shard file."""
         for reader in self._readers.values():
             reader.close()
         self._readers.clear()
+        self.depot.close()
         if self._marks:
             self._marks.close()

@@ -67,8 +67,10 @@ class ImageSource(ABC):
         classes: names by number, set by ``items`` where a source knows them; None: those of the labels, sorted,
             or "0", "1", ... where all labels are numbers. Of a split where an image has a label, those without
             one are refused.
+        sequential: whether reading images in another order than they are listed in takes far longer.
     """
 
+    sequential: ClassVar[bool] = False
     SPLITS: ClassVar[tuple[str, ...]] = ("train", "val", "valid", "validation", "test")  # as folders are called
     classes: Sequence[str] | None = None
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,19 @@ import numpy as np
 from mae_pipe import recipe
 from mae_pipe.catalog import Catalog
 from mae_pipe.data import ahead, region
+from mae_pipe.data.arrange import Begun, arranged, in_words
 from mae_pipe.data.batch import Batch
 from mae_pipe.data.fill import Filler, Numbers
 from mae_pipe.data.index import SampleIndex
 from mae_pipe.data.manifest import Labels
-from mae_pipe.data.order import Order, Share
+from mae_pipe.data.order import Share
+from mae_pipe.data.scout import check_room, scouted
 from mae_pipe.data.shelf import Shelf
+from mae_pipe.data.windows import Windows
 from mae_pipe.errors import DataError
 from mae_pipe.wording import counted
+
+Plan = Iterator[tuple[Numbers, Numbers]]  # of each batch: rows of the index, positions
 
 
 class Stream:
@@ -35,6 +41,7 @@ class Stream:
         rows: only these index rows, as few-label training wants; default all.
         labels: which of a ``Batch``'s labels are wanted.
         views: of every image, each cropped, mirrored and jittered by itself, from one decode.
+        begun: the order of the run that goes on (``arrange.py``).
     """
 
     def __init__(
@@ -48,6 +55,7 @@ class Stream:
         rows: Numbers | None = None,
         labels: Labels = "class",
         views: int = 1,
+        begun: Begun | None = None,
     ) -> None:
         self.shelf, self.data, self.share, self.labels = shelf, data, share, labels
         self.rows = rows
@@ -57,13 +65,18 @@ class Stream:
         shelf.check_channels(data.channels)
         shelf.check_labels(labels)
         self._filler = Filler(shelf, data, seed=seed, training=training, labels=labels, views=views)
-        self._order = Order(self.images, seed)
+        self.order = arranged(self._blocks(), data, seed, far=shelf.depot.far, begun=begun)
+        if isinstance(self.order, Windows) and self.order.lanes > 1 and not data.global_batch % share.advance:
+            self.share = replace(share, together=data.global_batch // share.advance)
+        check_room(shelf, self.order if training else None)
 
     @property
     def about(self) -> str:
         """What is read and how, for people."""
         threads = counted(self.data.workers, "thread") if self.data.workers else "no threads of their own"
-        return f"data: {counted(self.images, 'image')} of {self.shelf.name}, {threads}, decoder: {region.decoder()}"
+        order = f"{in_words(self.order)}, from {self.shelf.depot.place}" if self.shelf.depot.far else ""
+        found = (f"data: {counted(self.images, 'image')} of {self.shelf.name}", order, threads)
+        return f"{', '.join(filter(None, found))}, decoder: {region.decoder()}"
 
     @property
     def index(self) -> SampleIndex:
@@ -79,10 +92,10 @@ class Stream:
             at = start
             while True:
                 positions = self.share.positions(at)
-                yield self._rows(self._order.at(positions // self.data.repeats)), positions
+                yield self._rows(self.order.at(positions // self.data.repeats)), positions
                 at += self.share.advance
 
-        return ahead.run(plan(), self._filler, self.data.workers)
+        return self._read(plan)
 
     def once(self) -> Iterator[Batch]:
         """Every image exactly once over all ranks, in the order of the shards.
@@ -91,12 +104,25 @@ class Stream:
         """
 
         def plan() -> Iterator[tuple[Numbers, Numbers]]:
-            for at in range(0, self.images, self.share.advance):
-                positions = self.share.positions(at)
+            each = replace(self.share, together=1)
+            for at in range(0, self.images, each.advance):
+                positions = each.positions(at)
                 inside = positions < self.images
                 yield np.where(inside, self._rows(np.where(inside, positions, 0)), -1), positions
 
-        return ahead.run(plan(), self._filler, self.data.workers)
+        return self._read(plan)
+
+    def _read(self, plan: Callable[[], Plan]) -> Iterator[Batch]:
+        """The batches of a plan; where shards have to be fetched, it is walked a second time, ahead of them."""
+        batches = ahead.run(plan(), self._filler, self.data.workers)
+        return scouted(batches, self.shelf, plan(), self.order) if self.shelf.depot.far else batches
+
+    def _blocks(self) -> Numbers:
+        """Images of each shard."""
+        shards = self.index.shard if self.rows is None else self.index.shard[self.rows]
+        if self.rows is None:
+            return np.array([shard.images for shard in self.shelf.split.shards], np.int64)
+        return np.bincount(shards, minlength=len(self.shelf.split.shards))
 
     def _rows(self, numbers: Numbers) -> Numbers:
         return numbers if self.rows is None else self.rows[numbers]
@@ -118,7 +144,9 @@ def open_stream(
     rows: Numbers | None = None,
     labels: Labels = "class",
     views: int = 1,
+    begun: Begun | None = None,
 ) -> Stream:
     """The stream of one split of a folder of shards (``Stream`` explains the rest)."""
     shelf = Shelf(shards, split, catalog)
-    return Stream(shelf, data, seed=seed, share=share, training=training, rows=rows, labels=labels, views=views)
+    chosen = {"training": training, "rows": rows, "labels": labels, "views": views, "begun": begun}
+    return Stream(shelf, data, seed=seed, share=share, **chosen)  # type: ignore[arg-type]

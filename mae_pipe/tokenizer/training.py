@@ -27,7 +27,7 @@ from mae_pipe.journal import Journal
 from mae_pipe.live import Live
 from mae_pipe.optim import Plan, parameter_groups
 from mae_pipe.recipe import Tokenizer
-from mae_pipe.runs import Run, about_data, about_plugins
+from mae_pipe.runs import Run, about_data, about_plugins, begun_order
 from mae_pipe.tokenizer.folder import About, save_tokenizer
 from mae_pipe.tokenizer.task import Tokenizing
 from mae_pipe.trainer import train
@@ -58,7 +58,7 @@ class Result:
 
 def train_tokenizer(
     recipe: Tokenizer,
-    shards: Path,
+    shards: Path | str,
     out: Path,
     *,
     catalog: Catalog,
@@ -71,7 +71,8 @@ def train_tokenizer(
     here = launch.join()
     micro = Plan.of(recipe, 1, here.world).micro_batch
     share = Share(here.rank, here.world, micro)
-    stream = open_stream(shards, split, recipe.data, seed=recipe.seed, share=share, catalog=catalog)
+    begun = begun_order(out)
+    stream = open_stream(shards, split, recipe.data, seed=recipe.seed, share=share, catalog=catalog, begun=begun)
     plan = Plan.of(recipe, stream.images, here.world)
     wanted = Manifest.load(shards).splits.get(recipe.eval_split)
     held = recipe.eval_split if wanted is not None and wanted.images else split

@@ -30,6 +30,8 @@ class Parquet(ImageSource):
         label: the column of labels; "": the one that Hugging Face's metadata or its name says; "none": no labels.
     """
 
+    sequential = True  # a group of rows is read at once
+
     def __init__(self, path: Path, *, image: str = "", label: str = "") -> None:
         super().__init__(path)
         self._image, self._label = image, label
