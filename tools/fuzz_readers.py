@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 import zlib
 from collections import Counter
@@ -81,17 +82,16 @@ class _Worker:
         return os.read(self.answers.fileno(), 1 << 16)
 
     def give(self, case: int | None) -> None:
-        self.case, self._left = case, SECONDS
+        self.case, self._until = case, time.monotonic() + SECONDS
         if case is not None:
             assert self._process.stdin
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.write(b"%d\n" % case)
 
     def answer(self) -> str | None:
-        """What became of the case; None: not known yet. Call it once a second, or when there is something."""
+        """What became of the case; None: not known yet."""
         if not select.select([self.answers], [], [], 0)[0]:
-            self._left -= 1
-            if self._left > 0:
+            if time.monotonic() < self._until:
                 return None
             self._process.kill()
             what = f"finding: no answer in {SECONDS} seconds"
@@ -146,7 +146,7 @@ def _limit() -> None:
         import mae_pipe.data
 
         sys.modules["mae_pipe.data._native"] = _native
-        mae_pipe.data._native = _native  # type: ignore[attr-defined]
+        mae_pipe.data._native = _native
     import torch  # noqa: F401 (its libraries are no fault of the reader's)
 
     if not native:
@@ -233,7 +233,7 @@ class _Readers:
         return f"{done} and read"
 
     def _all(self, folder: Path, *, believed: bool) -> None:
-        """Every image, map, mark, label and view; those that are read must be the good ones, where they are ``believed``."""
+        """Every image, map, mark, label and view; where they are ``believed``, what is read must be what was stored."""
         from mae_pipe.data.manifest import Manifest
         from mae_pipe.data.order import Share
         from mae_pipe.data.sample import ENCODINGS
