@@ -191,6 +191,14 @@ def test_fields_are_found_by_kind_and_by_name(betons: Path, tmp_path: Path) -> N
         make([path], tmp_path / "no", image="caption", label="none")
 
 
+def test_our_own_betons_are_a_source_too(image_folder: Path, betons: Path, tmp_path: Path) -> None:
+    build(image_folder, tmp_path / "ours", format="ffcv", catalog=Catalog(), workers=1, per_shard=10)
+    assert recognised(tmp_path / "ours", Catalog()) == "beton"
+    build(tmp_path / "ours", tmp_path / "tars", catalog=Catalog(), workers=1, per_shard=10)
+    assert Manifest.load(tmp_path / "tars").classes == ["across", "down"]
+    assert same(batches(tmp_path / "ours"), batches(tmp_path / "tars"))
+
+
 def test_image_files_in_a_field_of_bytes_are_images(betons: Path, tmp_path: Path) -> None:
     """The writer of ffcv's own that many used for their JPEG files as they are."""
     files = [jpeg(number) for number in range(4)]

@@ -47,7 +47,7 @@ VALUES: tuple[Any, ...] = (
         "x" * 5000,
     ),
     *("..", "../x", "/etc/passwd", "a\0b", "\ud800", "0", "1e9", [], {}, [[]], [None], {"a": 1}, ["x"], [-1], "train"),
-    *("http://127.0.0.1:9/x", "/dev/zero", "/proc/self/mem", "/", ".", "train.index.safetensors", "manifest.json"),
+    *("pipe:ls", "nope://x/y", "/dev/zero", "/proc/self/mem", "/", ".", "train.index.safetensors", "manifest.json"),
 )
 TAR_FIELDS = ((0, 100), (124, 12), (124, 12), (156, 1), (257, 8), (345, 155), (157, 100))  # place and width
 TAR_TEXTS = (

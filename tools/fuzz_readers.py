@@ -130,6 +130,7 @@ def work_on(source: Path, folder: Path) -> None:
         folder.mkdir()
         kind = fuzz_inputs.make(int(line), SEED, source, folder)
         try:
+            readers.vary(int(line) // 10)
             out.write(f"{kind} {readers.read(kind, folder)}\n")
         except Exception as error:
             told = "".join(traceback.format_exception(error))[-2500:].replace("\n", "\n    ")
@@ -160,17 +161,25 @@ class _Readers:
     def __init__(self, source: Path) -> None:
         from mae_pipe import recipe
         from mae_pipe.catalog import Catalog
+        from mae_pipe.data import region
         from mae_pipe.data.index import SampleIndex
         from mae_pipe.data.manifest import Manifest
         from tools.fuzz_inputs import FOLDERS
 
-        self._catalog = Catalog()
+        self._catalog, self._native = Catalog(), region._native
         self._data = recipe.Data(size=16, micro_batch=4, workers=0, mean=(0.5,) * 3, std=(0.5,) * 3)
         self._known: dict[int, tuple[int, int, int, int]] = {}
         for folder in FOLDERS:
             index = SampleIndex.load(source / folder, Manifest.load(source / folder).splits["train"].index)
             for columns in zip(index.crc32, index.size, index.encoding, index.width, index.height, strict=True):
                 self._known[int(columns[0])] = tuple(map(int, columns[1:]))  # type: ignore[assignment]
+
+    def vary(self, number: int) -> None:
+        """Every other index is mapped, as large ones are, and every fourth image is left to Pillow."""
+        from mae_pipe.data import index, region
+
+        index.MAPPED = 0 if number % 2 else 32 << 20
+        region._native = None if number % 4 == 1 else self._native
 
     def read(self, kind: str, folder: Path) -> str:
         if kind in ("tar", "zip", "beton"):
@@ -258,8 +267,8 @@ class _Readers:
                     try:
                         for row in range(stream.images):
                             try:
-                                stored = stream.shelf.read(row)
                                 stream._filler.prepare(_one(row), _one(row))[1]([0])
+                                stored = stream.shelf.read(row)
                                 stream.shelf.index.key(row)
                             except MaePipeError as error:
                                 failed = error

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mae_pipe.data import index as indexes
 from mae_pipe.data.arrays import PIXELS
-from mae_pipe.data.index import MAPPED, SampleIndex
+from mae_pipe.data.index import SampleIndex
 from mae_pipe.data.manifest import Manifest, Split
 from mae_pipe.data.sample import ENCODINGS
 from mae_pipe.errors import DataError
@@ -26,7 +27,7 @@ RAW, PLANAR = ENCODINGS.index("raw"), ENCODINGS.index("yuv420")
 
 def is_whole(split: Split) -> bool:
     """Whether ``check`` looks at every row."""
-    return split.index.bytes <= MAPPED
+    return split.index.bytes <= indexes.MAPPED
 
 
 def check(folder: Path, manifest: Manifest, split: Split, index: SampleIndex) -> None:
