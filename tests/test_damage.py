@@ -35,7 +35,8 @@ from mae_pipe.data.stream import open_stream
 from mae_pipe.errors import DataError
 from mae_pipe.sharding import build
 from mae_pipe.verifying import verify
-from tests.test_sources import jpeg, write
+from tests.test_indexing import make
+from tests.test_sources import jpeg, tar_of, write
 
 DATA = recipe.Data(size=16, micro_batch=4, workers=0, mean=(0.5,) * 3, std=(0.5,) * 3)
 Columns = dict[str, NDArray[Any]]
@@ -387,6 +388,15 @@ def test_a_zip_whose_places_lie_before_it_has_no_origins(tmp_path: Path) -> None
     source = open_source(path, "zip", Catalog(), {})
     assert source.origin("a/1.jpg") is None
     source.close()
+
+
+def test_text_that_is_no_unicode_makes_no_manifest_that_cannot_be_read(tmp_path: Path) -> None:
+    files = {"a/1.jpg": jpeg(1), "a/1.json": b'{"label": "\\ud800"}', "a/\udcfe.\udcff": b"x"}
+    make([write(tmp_path / "x.tar", tar_of(files))], tmp_path / "index")
+    made = Manifest.load(tmp_path / "index")
+    assert made.classes == ["\\ud800"]
+    assert [entry.reason for entry in made.splits["train"].refused] == ["no image beside .\\xff"]
+    assert verify(tmp_path / "index") == []
 
 
 def test_a_label_beyond_all_classes_is_a_sentence_and_not_a_list_of_a_million_names(tmp_path: Path) -> None:

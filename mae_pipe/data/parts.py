@@ -93,8 +93,7 @@ class _Making:
         self.marks: list[bytes] = []  # of each image; empty where it has none
         self._shapes: list[tuple[int, int, int]] = []  # width, height, label
         self._labels: list[tuple[int, ...]] = []
-        self._top, self._seen, self._read_bytes = -1, 0, 0
-        self._far = 0.0, 0  # sum of errors, images
+        self._top, self._seen, self._read_bytes, self._far = -1, 0, 0, (0.0, 0)  # the last: sum of errors, images
         self._converted: Counter[str] = Counter()
         self._refused: list[Refused] = []
         channels = plan.wishes.channels
@@ -105,7 +104,8 @@ class _Making:
             try:
                 image, map_ = self._admitted(file)
             except Refusal as refusal:
-                self._refused.append(Refused(path=printable(self._run.prefix + file.path), reason=str(refusal)))
+                path, reason = printable(self._run.prefix + file.path), printable(str(refusal))
+                self._refused.append(Refused(path=path, reason=reason))
                 self._tally.add(1, 1)
                 continue
             self._count(file, image, map_)
