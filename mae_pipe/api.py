@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mae_pipe.data.batch import Batch as Batch
     from mae_pipe.data.refusal import Refusal as Refusal
     from mae_pipe.data.sample import Origin as Origin
+    from mae_pipe.data.sample import Pixels as Pixels
     from mae_pipe.data.sample import Placed as Placed
     from mae_pipe.data.sample import Sample as Sample
     from mae_pipe.data.sample import ShardFormat as ShardFormat
@@ -57,6 +58,7 @@ _HOME = {
     "Mask": "mae_pipe.masking",
     "MaskSampler": "mae_pipe.contracts",
     "Origin": "mae_pipe.data.sample",
+    "Pixels": "mae_pipe.data.sample",
     "Placed": "mae_pipe.data.sample",
     "PluginError": "mae_pipe.errors",
     "Refusal": "mae_pipe.data.refusal",

@@ -143,7 +143,7 @@ def _deepspeed(probe: dict[str, Any]) -> Finding:
 def _ffcv(probe: dict[str, Any]) -> Finding:
     if "failed" not in probe:
         return Finding("ffcv", "ok", _version("ffcv"))
-    trouble = f"only --format ffcv is missing, WebDataset shards work; the reason: {probe['failed']}"
+    trouble = f"only writing --format ffcv is missing, WebDataset shards work; the reason: {probe['failed']}"
     if "distutils" in probe["failed"]:
         return Finding("ffcv", "warning", _version("ffcv"), trouble, f"{_pip()} setuptools")
     build = (

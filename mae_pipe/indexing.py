@@ -12,6 +12,8 @@ from mae_pipe.data.manifest import Manifest
 from mae_pipe.errors import DataError
 from mae_pipe.sharding import Progress, build
 
+KINDS = {".tar": ("webdataset", "webdataset"), ".beton": ("beton", "ffcv")}  # by ending: its source and its format
+
 
 def index(
     given: Sequence[str],
@@ -30,17 +32,18 @@ def index(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Index WebDataset tars where they lie; ``out`` becomes a folder of shards like any other.
+    """Index WebDataset tars, or betons, where they lie; ``out`` becomes a folder of shards like any other.
 
     Args:
-        given: tars, and folders of tars.
+        given: tars, and folders of tars; or betons.
         split: what all of them are; default: what each one's name says, else "train".
-        image, label: see the source ``webdataset``.
-        base: where the tars will be read, a folder or a URL, where that is not here.
+        image, label: see the sources ``webdataset`` and ``beton``.
+        base: where the shards will be read, a folder or a URL, where that is not here.
         decode: every image; else one of 50, for the statistics, and of the others the headers.
         marks, workers, overwrite, progress: see ``sharding.build``.
     """
     files = _files(given)
+    source, format = KINDS.get(files[0].suffix, KINDS[".tar"])
     home = Path(os.path.commonpath([file.parent for file in files]))
     options: dict[str, Any] = {"files": [str(file.relative_to(home)) for file in files]}
     options |= {name: value for name, value in (("image", image), ("label", label)) if value}
@@ -53,7 +56,8 @@ def index(
         channels=channels,
         class_names=class_names,
         marks=marks,
-        source_name="webdataset",
+        source_name=source,
+        format=format,
         source_options=options,
         in_place=True,
         base=base,
@@ -74,15 +78,17 @@ def _files(given: Sequence[str]) -> list[Path]:
             )
         path = Path(text)
         if path.is_dir():
-            inside = sorted(path.glob("*.tar"))
+            inside = [file for ending in KINDS for file in sorted(path.glob(f"*{ending}"))]
             if not inside:
-                raise DataError(f"{path} holds no .tar files; give the tars, or the folder that holds them")
+                raise DataError(f"{path} holds no .tar or .beton files; give them, or the folder that holds them")
             found += inside
         elif path.is_file():
             found.append(path)
         else:
-            raise DataError(f"{path} is not there; give the tars, or the folder that holds them")
+            raise DataError(f"{path} is not there; give the tars or betons, or the folder that holds them")
     whole = sorted({path.absolute() for path in found})
     if not whole:
-        raise DataError("no tars were given; give the tars, or the folder that holds them")
+        raise DataError("no shards were given; give the tars or betons, or the folder that holds them")
+    if len({path.suffix == ".beton" for path in whole}) > 1:
+        raise DataError(f"{whole[0]} and {whole[-1]} are given together; index tars and betons one after the other")
     return whole

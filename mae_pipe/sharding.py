@@ -19,11 +19,10 @@ import PIL
 from numpy.typing import NDArray
 
 from mae_pipe.catalog import Catalog
+from mae_pipe.data import inplace, record, region
 from mae_pipe.data import labels as tables
-from mae_pipe.data import record, region
 from mae_pipe.data.admit import Wishes
 from mae_pipe.data.crew import make_all
-from mae_pipe.data.inplace import base_of
 from mae_pipe.data.listing import Listing
 from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.merge import merge
@@ -99,6 +98,7 @@ def build(
     """
     writer: ShardFormat = catalog.build("shards", format, {})  # a format that is not there should not cost a scan
     if not in_place:
+        writer.ready()
         check_places(source, out)
     per_shard = per_shard or PER_SHARD
     source_name = source_name or recognised(source, catalog)
@@ -186,10 +186,10 @@ def build(
                 for piece in _slices(listing, several, None if in_place else per_shard, found.reader, shuffle)
             ]
             crew = min(workers or len(os.sched_getaffinity(0)), len(slices))
-            make_all(plan, (piece.run() for piece in slices), crew, writer.imports, report)
+            make_all(plan, (piece.run() for piece in slices), crew, () if in_place else writer.imports, report)
             clear(out, {piece.name for piece in slices})
             if in_place:
-                base = base or base_of(source, out)
+                base = base or inplace.base_of(source, out)
             manifest = merge(found, plan, others, {piece.name: piece.listing for piece in slices}, base)
         shutil.rmtree(out / record.FOLDER)
     except OSError as error:
@@ -240,6 +240,7 @@ class _Slice:
     start: int
     stop: int
     shard: str = ""
+    first: bool = True
     order: NDArray[np.int64] | None = None  # in which the images of the listing are stored
 
     @property
@@ -253,23 +254,25 @@ class _Slice:
             File(listing.paths[n], listing.key(n), listing.labels[n], lists.of(n) if lists else None, listing.place(n))
             for n in numbers
         ]
-        return Run(self.name, listing.prefix, files, self.shard)
+        return Run(self.name, listing.prefix, files, self.shard, self.first)
 
 
 def _slices(
     listing: Listing, lists: tables.Lists | None, per_shard: int | None, reader: ImageSource, shuffle: bool
 ) -> Iterator[_Slice]:
-    """So many images each; None: those that one of the source's own files holds."""
+    """So many images each; None: those that one of the source's own files holds, in pieces of it."""
     if per_shard:
         order = permutation(key(0, f"shards/{listing.split}"), len(listing)) if shuffle else None
         for number, start in enumerate(range(0, len(listing), per_shard)):
             yield _Slice(listing, lists, number, start, min(start + per_shard, len(listing)), order=order)
         return
     places = ((reader.origin(listing.place(number)), number) for number in range(len(listing)))
-    start = 0
-    for count, (path, group) in enumerate(itertools.groupby(places, lambda one: one[0].path if one[0] else None)):
-        length = sum(1 for _ in group)
+    begin, numbers = 0, itertools.count()
+    for path, group in itertools.groupby(places, lambda one: one[0].path if one[0] else None):
+        end = begin + sum(1 for _ in group)
         if path is None:
             raise DataError(f"{reader.path} has images that do not lie there as they are; build shards of it instead")
-        yield _Slice(listing, lists, count, start, start + length, str(path.relative_to(reader.path)))
-        start += length
+        name = str(path.relative_to(reader.path))
+        for start in range(begin, end, inplace.PIECE):
+            yield _Slice(listing, lists, next(numbers), start, min(start + inplace.PIECE, end), name, start == begin)
+        begin = end

@@ -8,21 +8,19 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from mae_pipe.catalog import Catalog
+from mae_pipe.data import consistency
 from mae_pipe.data.depot import Depot, depot_of
 from mae_pipe.data.fetch import Unreachable
 from mae_pipe.data.index import SampleIndex
 from mae_pipe.data.manifest import Manifest, Shard, Split
 from mae_pipe.data.parts import sha256_of
-from mae_pipe.data.sample import ENCODINGS, ShardFormat, ShardReader
+from mae_pipe.data.sample import ShardFormat, ShardReader
 from mae_pipe.errors import DataError, MaePipeError, PluginError
 from mae_pipe.wording import counted
 
 Progress = Callable[[int, int], None]  # bytes checked, bytes in all
 NAMED = 5  # damaged samples that a sentence names
-FLAT = ("key_bytes", "labels_flat")  # columns without a row an image
 _KEY = re.compile(r"[A-Za-z0-9_/-]+")
 
 
@@ -93,22 +91,10 @@ def _index(folder: Path, name: str, split: Split, manifest: Manifest) -> tuple[S
         index = SampleIndex.load(folder, split.index)
     except DataError as error:
         return None, [*found, str(error)]
-    lengths = {len(column) for column_name, column in index.columns().items() if column_name not in FLAT}
-    if lengths != {split.images}:
-        return None, [*found, f"{split.index.name} has {len(index)} rows, the manifest says {split.images}"]
-    classes = len(manifest.classes)
-    labels = index.label if index.labels_flat is None else np.append(index.label, index.labels_flat)
-    highest = int(labels.max(initial=-1))
-    if highest >= classes:
-        found.append(f"{split.index.name} has the label {highest}, but there are {counted(classes, 'class')}")
-    ends, flat = None if index.labels_end is None else index.labels_end.astype(np.int64), index.labels_flat
-    several = split.labelled and manifest.labelling == "multi" and len(index) > 0
-    if several and (ends is None or flat is None or (np.diff(ends) < 0).any() or int(ends[-1]) != len(flat)):
-        return None, [*found, f"{split.index.name} does not say which classes each image has"]
-    if split.maps and len(index) and (index.map_offset is None or index.map_size is None or index.map_crc32 is None):
-        return None, [*found, f"{split.index.name} does not say where each map lies"]
-    if len(index) and int(index.encoding.max()) >= len(ENCODINGS):
-        return None, [*found, f"{split.index.name} has an unknown encoding; upgrade mae-pipe"]
+    if what := consistency.wrong(index, split, manifest, whole=True):
+        return None, [*found, f"{split.index.name} {what}"]
+    if what := consistency.strange_label(index, manifest):
+        found.append(f"{split.index.name} {what}")
     keys = Counter(index.key(row) for row in range(len(index)))
     bad = [key for key, count in keys.items() if count > 1 or not _KEY.fullmatch(key)]
     if bad:

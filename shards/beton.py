@@ -41,7 +41,7 @@ class Beton(ShardFormat):
     max_side = 65535  # ffcv keeps sides in 16 bits
     imports = ("ffcv.writer",)
 
-    def __init__(self) -> None:
+    def ready(self) -> None:
         if importlib.util.find_spec("ffcv") is None:
             raise PluginError(f"ffcv is not installed; {INSTALL}")
 

@@ -27,10 +27,13 @@ class ShardFile:
                     f"too many open files for one more shard, {path}; raise the limit: ulimit -n 65536"
                 ) from error
             raise self.damaged(str(error)) from error
+        self._size = os.fstat(self._descriptor).st_size  # so that no size in a damaged index is asked for
         self.close = weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, offset: int, size: int) -> bytes:
         """Exactly ``size`` bytes."""
+        if not 0 <= size <= self._size - offset:
+            raise self.damaged(f"it ends before byte {offset + size}, where its index expects an image")
         try:
             data = os.pread(self._descriptor, size, offset)
         except OSError as error:

@@ -71,13 +71,14 @@ class _Listed(ShardReader):
             raise self._shard.damaged("it is cut, or is no list of files")
         try:
             self._files: list[Any] = json.loads(self._shard.read(size - TAIL - length, length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self._shard.damaged(f"its list is damaged: {error}") from error
 
     def read(self, number: int, placed: Placed) -> bytes:
         try:
-            entry = self._files[number]
-            path, size, time = entry or ("", 0, 0)
+            path, size, time = self._files[number] or ("", 0, 0)
+            if not (isinstance(path, str) and isinstance(size, int) and isinstance(time, int)) or "\0" in path:
+                raise TypeError(path)
         except (IndexError, TypeError, ValueError, KeyError) as error:
             raise self._shard.damaged(f"it lists no image {number}") from error
         if not path:
@@ -86,11 +87,13 @@ class _Listed(ShardReader):
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             try:
                 found = os.fstat(descriptor)
-                data = os.pread(descriptor, placed.size, placed.offset)
+                there = 0 <= placed.size <= found.st_size - placed.offset
+                data = os.pread(descriptor, placed.size, placed.offset) if there else b""
             finally:
                 os.close(descriptor)
-        except OSError as error:
-            raise self._changed(path, f"cannot be read any more: {error.strerror}") from error
+        except (OSError, UnicodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise self._changed(path, f"cannot be read any more: {why}") from error
         if found.st_size != size or found.st_mtime_ns != time or len(data) != placed.size:
             when = datetime.fromtimestamp(found.st_mtime, UTC).strftime("%Y-%m-%d %H:%M:%S")
             raise self._changed(path, f"has changed since it was listed: {found.st_size:,} bytes of {when} UTC")
@@ -103,4 +106,4 @@ class _Listed(ShardReader):
         self._shard.close()
 
     def _changed(self, path: str, why: str) -> DataError:
-        return DataError(f"{path} {why}; give the same command again, and the folder is listed anew")
+        return DataError(f"{path[:300]} {why}; give the same command again, and the folder is listed anew")

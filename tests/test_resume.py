@@ -9,17 +9,21 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
 from mae_pipe import runs
 from mae_pipe.autoencoder import build_encoder
 from mae_pipe.catalog import Catalog
 from mae_pipe.errors import DiskError, RunError
+from mae_pipe.indexing import index
 from mae_pipe.runs import Run
 from mae_pipe.sharding import build
 from tests.workers import pretrain_and_die
+from tests.workers.plain_beton import plain_beton
 
 WORKER = Path(pretrain_and_die.__file__)
 ROOT = WORKER.parents[2]
@@ -45,13 +49,27 @@ def finished(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-@pytest.mark.parametrize("form", ["webdataset", "ffcv"])
+def beton_of(folder: Path) -> bytes:
+    """JPEGs as they are, and pixels, as FFCV's writer would place them."""
+    samples: list[tuple[Any, ...]] = []
+    for path in sorted(folder.rglob("*.*")):
+        with Image.open(path) as image:
+            data = path.read_bytes() if image.format == "JPEG" else image.convert("RGB").tobytes()
+            samples.append(((int(image.format != "JPEG"), *image.size, data), int(path.parent.name == "down")))
+    return plain_beton([("image", 2), ("label", 1)], samples)
+
+
+@pytest.mark.parametrize("form", ["webdataset", "ffcv", "an indexed beton"])
 def test_a_killed_run_repeats_the_uninterrupted_one_exactly(
     finished: Path, image_folder: Path, tmp_path: Path, form: str
 ) -> None:
     if form == "ffcv":
         pytest.importorskip("ffcv", reason="ffcv is not installed")
-    build(image_folder, tmp_path / "shards", format=form, catalog=Catalog(), workers=1, per_shard=7)
+    if form == "an indexed beton":
+        (tmp_path / "x.beton").write_bytes(beton_of(image_folder))
+        index([str(tmp_path / "x.beton")], tmp_path / "shards", catalog=Catalog(), workers=1)
+    else:
+        build(image_folder, tmp_path / "shards", format=form, catalog=Catalog(), workers=1, per_shard=7)
     killed = start(tmp_path / "shards", tmp_path / "run", tmp_path / "first", death=7)
     assert killed.returncode == -signal.SIGKILL
     resumed = start(tmp_path / "shards", tmp_path / "run", tmp_path / "second")

@@ -32,6 +32,7 @@ from mae_pipe.data.sources import Asked, ImageSource, open_source, recognised
 from mae_pipe.errors import DataError, MaePipeError, PluginError
 from mae_pipe.sharding import build
 from mae_pipe.verifying import verify
+from tests.workers.plain_beton import plain_beton
 
 CATALOG = Catalog()
 SYNSETS = ("n03", "n01", "n02")  # by ILSVRC2012 number 1, 2, 3: not sorted
@@ -610,11 +611,14 @@ def material(kind: str, folder: Path, photos: dict[str, bytes]) -> Path:
         return folder
     if kind == "parquet":
         return hugging_face(folder / "x.parquet", photos, [0, 1] * 4, ["cat", "dog"])
+    if kind == "beton":
+        samples = [(data, number % 2) for number, data in enumerate(photos.values())]
+        return write(folder / "x.beton", plain_beton([("image", 3), ("label", 1)], samples))
     imagenet(folder)
     return folder
 
 
-KINDS = ("folder", "imagenet", "parquet", "table", "tar", "webdataset", "zip")
+KINDS = ("beton", "folder", "imagenet", "parquet", "table", "tar", "webdataset", "zip")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -107,7 +107,8 @@ def main() -> None:
         _native.vectors(int(draw.integers(0, 3)))
         marks = marks_for(draw, data, bad) if draw.random() < 0.7 else None
         try:
-            read = _native.view_jpeg(bad, marks, out, cuts, int(draw.integers(0, 2)), True)
+            whole = (width, height) if case % 2 else ()
+            read = _native.view_jpeg(bad, marks, out, cuts, int(draw.integers(0, 2)), True, *whole)
             outcomes["pictures" if read else "left to Pillow"] += 1
         except ValueError:
             outcomes["refused"] += 1

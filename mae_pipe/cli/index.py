@@ -13,21 +13,24 @@ from mae_pipe.cli.summary import summary
 
 
 @click.command()
-@click.argument("shards", metavar="TARS...", nargs=-1, required=True)
+@click.argument("shards", metavar="SHARDS...", nargs=-1, required=True)
 @click.option("--out", required=True, type=FOLDER, help="Folder for the manifest and the index.")
 @click.option("--split", metavar="NAME", help="What all of them are.  [default: as each one's name says, else train]")
 @click.option(
     "--label",
     default="",
     metavar="WHERE",
-    help="cls, txt, json:FIELD, folder, none.  [default: .cls, or label in .json]",
+    help="Of tars: cls, txt, json:FIELD, folder, none; of betons: a field, none.  [default: .cls, or label in .json; "
+    "the field of numbers]",
 )
-@click.option("--image", default="", metavar="ENDING", help="Of the images, where a sample has several.")
+@click.option(
+    "--image", default="", metavar="ENDING", help="Of the images, where a sample has several; of betons: their field."
+)
 @click.option("--class-names", type=FOLDER, metavar="FILE", help="A class name a line, where labels are numbers.")
 @click.option(
     "--channels", type=click.IntRange(min=1), metavar="C", help="Of the images.  [default: 3, grey images too]"
 )
-@click.option("--base", metavar="FOLDER_OR_URL", help="Where the tars will be read, where that is not here.")
+@click.option("--base", metavar="FOLDER_OR_URL", help="Where the shards will be read, where that is not here.")
 @click.option(
     "--decode/--no-decode", default=True, help="Decode every image, or one of 50 and of the others look at headers."
 )
@@ -52,11 +55,12 @@ def index(
     overwrite: bool,
     plugins: tuple[Path, ...],
 ) -> None:
-    """Index WebDataset tars that others made, without rewriting them.
+    """Index WebDataset tars, or betons of FFCV's, that others made, without rewriting them.
 
-    TARS are files, or folders of them. Every header, count and image is checked, and OUT is then used as a folder of
-    shards is: mae-pipe pretrain RECIPE --shards OUT. Images that would have to be converted (CMYK, rotated, 16 bits,
-    ...) are left out by name; `mae-pipe shard` converts them. A tar that is cut or damaged is an error that names it.
+    SHARDS are .tar or .beton files, or folders of them. Every header, count and image is checked, and OUT is then used
+    as a folder of shards is: mae-pipe pretrain RECIPE --shards OUT. Images that would have to be converted (CMYK,
+    rotated, 16 bits, ...) are left out by name; `mae-pipe shard` converts them. A file that is cut or damaged is an
+    error that names it. Betons are read without ffcv.
     """
     from mae_pipe.catalog import Catalog
     from mae_pipe.indexing import index as build

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from mae_pipe.data import arrays, fidelity, jpeg, plain, planar
 from mae_pipe.data.glance import glance, orientation
 from mae_pipe.data.refusal import Refusal
-from mae_pipe.data.sample import Encoding
+from mae_pipe.data.sample import Encoding, Pixels
 from mae_pipe.errors import MaePipeError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # no other decoder is ever tried
@@ -49,6 +49,7 @@ class Wishes:
         values: what become 0 and 255, of numbers that are not 8 bits.
         planes: store every image without compression, as planes of YCbCr 4:2:0.
         raw: store every image without compression, as RGB.
+        pixels: keep ``Pixels`` as they are, as raw pixels; else they become PNG files.
         compare: say how far what is stored lies from the original.
         glance: look at headers only, and refuse what would have to be converted; there are no sums then.
     """
@@ -61,6 +62,7 @@ class Wishes:
     values: arrays.Range | None = None
     planes: bool = False
     raw: bool = False
+    pixels: bool = False
     compare: bool = False
     glance: bool = False
 
@@ -117,21 +119,12 @@ def admit(data: bytes, wishes: Wishes = Wishes()) -> Admitted:
 
 
 def _admit(data: bytes, wishes: Wishes) -> Admitted:
-    if wishes.glance:
+    if wishes.glance and not isinstance(data, Pixels):
         encoding, width, height = glance(data, wishes.channels)
         nothing = (0,) * wishes.channels
         return Admitted(data, encoding, width, height, (), Sums(0, nothing, nothing), (width, height))
     converted: list[str] = []
-    read = None
-    if data.startswith(arrays.MAGIC):
-        read, kind = arrays.of_npy, "NPY"
-    elif data[:4] in arrays.TIFF_MAGICS and (wishes.channels not in (1, 3) or wishes.values):
-        read, kind = arrays.of_tiff, "TIFF"
-    if read is not None:
-        converted.append(kind.lower())
-        picture = _pictured(read(data, wishes.channels, wishes.values, converted))
-    else:
-        data, kind, picture = _decoded(data, wishes, converted)
+    data, kind, picture = _read(data, wishes, converted)
     whole, original = _size(picture), picture
     picture = _shrunk(picture, wishes, converted)
     width, height = _size(picture)
@@ -151,14 +144,37 @@ def _admit(data: bytes, wishes: Wishes) -> Admitted:
         converted.append("to raw pixels")
         picture = picture.convert("RGB")
         stored, encoding = picture.tobytes(), "raw"
+    elif kind == "RAW" and wishes.pixels and not converted:
+        stored, encoding = data, "raw"
     else:
+        converted += ["raw pixels"] * (kind == "RAW")
         stored, encoding, picture = _stored(data, kind, picture, converted, wishes.quality, lossy)
     far = fidelity.error(original, picture) if wishes.compare and stored is not data else None
     return Admitted(stored, encoding, width, height, tuple(converted), sums(picture, wishes.channels), whole, far)
 
 
+def _read(data: bytes, wishes: Wishes, converted: list[str]) -> tuple[bytes, str, Picture]:
+    """The bytes, mended where need be, their kind, and their picture, upright."""
+    if isinstance(data, Pixels):
+        return data, "RAW", plain.of_channels(_unpacked(data), wishes.channels, converted)
+    if data.startswith(arrays.MAGIC):
+        read, kind = arrays.of_npy, "NPY"
+    elif data[:4] in arrays.TIFF_MAGICS and (wishes.channels not in (1, 3) or wishes.values):
+        read, kind = arrays.of_tiff, "TIFF"
+    else:
+        return _decoded(data, wishes, converted)
+    converted.append(kind.lower())
+    return data, kind, _pictured(read(data, wishes.channels, wishes.values, converted))
+
+
+def _unpacked(data: Pixels) -> Image.Image:
+    if data.width * data.height > PIXELS or len(data) != 3 * data.width * data.height:
+        raise Refusal(f"raw pixels of {data.width} x {data.height} in {len(data):,} bytes")
+    return Image.frombytes("RGB", (data.width, data.height), data)
+
+
 def _decoded(data: bytes, wishes: Wishes, converted: list[str]) -> tuple[bytes, str, Image.Image]:
-    """An image file's bytes, mended where need be, its kind, and its picture, upright."""
+    """``_read`` of an image file."""
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     width, height = image.size
     if width * height > PIXELS:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from mae_pipe.data import arrays, crops, planar
 from mae_pipe.data.sample import Stored
+from mae_pipe.errors import DataError
 
-FORMATS = ("JPEG", "PNG", "WEBP")  # no other decoder is ever tried
 FILTERS = {  # all but "nearest" are antialiased
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -25,16 +25,24 @@ def picture(stored: Stored, channels: int = 3) -> Picture:
     """The whole image: grey (1 channel) or RGB (3) of Pillow's, or else an array [H, W, C]."""
     if stored.encoding == "npy":
         pixels = arrays.parsed(stored.data)
+        _check_size(stored, pixels.shape[:2] == (stored.height, stored.width))
         return Image.fromarray(pixels[..., 0] if channels == 1 else pixels) if channels in (1, 3) else pixels
     if stored.encoding == "raw":
+        _check_size(stored, len(stored.data) == 3 * stored.width * stored.height)
         flat = np.frombuffer(stored.data, np.uint8)
         return Image.frombuffer("RGB", (stored.width, stored.height), flat, "raw", "RGB", 0, 1)
     if stored.encoding == "yuv420":
         return planar.picture(stored.data, stored.width, stored.height)
-    image = Image.open(io.BytesIO(stored.data), formats=FORMATS)
+    image = Image.open(io.BytesIO(stored.data), formats=(stored.encoding.upper(),))
+    _check_size(stored, image.size == (stored.width, stored.height))
     if channels in (1, 3):
         return image.convert("L" if channels == 1 else "RGB")
     return np.asarray(image)  # RGBA or CMYK
+
+
+def _check_size(stored: Stored, right: bool) -> None:
+    if not right:
+        raise DataError(f"it is no image of {stored.width} x {stored.height} pixels, as its index says")
 
 
 def view_of(

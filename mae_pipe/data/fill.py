@@ -15,6 +15,7 @@ from mae_pipe.data import crops, decode, jitter, region
 from mae_pipe.data.batch import IGNORE, Batch
 from mae_pipe.data.manifest import Labels
 from mae_pipe.data.shelf import Shelf
+from mae_pipe.errors import DataError
 
 Numbers = NDArray[np.int64]
 AT_ONCE = 32  # views of one decode, about
@@ -59,6 +60,7 @@ class Filler:
 
     def prepare(self, numbers: Numbers, positions: Numbers) -> tuple[Batch, Callable[[Iterable[int]], None]]:
         """An empty batch, and the function that fills given places of it."""
+        self._shelf.check_rows(numbers[numbers >= 0])
         shape = len(numbers), self._views, self._data.channels, *self._data.sides
         pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin)
         labels = self._labels(numbers)
@@ -93,9 +95,14 @@ class Filler:
         out = out.reshape(len(cuts), *out.shape[-3:])
         if region.views(stored, self._shelf.marks(number), cuts, out, self._filter):
             return
-        for cut, view in zip(cuts, out, strict=True):
-            seen = decode.view_of(stored, self._data.channels, cut, self._data.sides, self._filter)
-            view[:] = seen.transpose(2, 0, 1)
+        try:
+            for cut, view in zip(cuts, out, strict=True):
+                seen = decode.view_of(stored, self._data.channels, cut, self._data.sides, self._filter)
+                view[:] = seen.transpose(2, 0, 1)
+        except MemoryError:
+            raise
+        except Exception as error:  # decoders of damaged files raise whatever they like
+            raise self._shelf.undecodable(number, error) from error
 
     def _jittered(self, seen: NDArray[np.uint8], order: NDArray[np.int64], factors: NDArray[np.float64]) -> None:
         """Change the colours of a view, [C, H, W], in its place."""
@@ -103,8 +110,16 @@ class Filler:
 
     def _map(self, number: int, cut: crops.Cut) -> NDArray[np.uint8]:
         """[H, W]: the classes of the pixels of a cut, the nearest ones."""
-        map_ = decode.map_of(self._shelf.read_map(number))
-        return decode.view(map_, cut, self._data.sides, decode.FILTERS["nearest"])[..., 0]
+        data, index = self._shelf.read_map(number), self._shelf.index
+        try:
+            map_ = decode.map_of(data)
+            if map_.size != (index.width[number], index.height[number]):
+                raise DataError(f"its map has {map_.width} x {map_.height} pixels")
+            return decode.view(map_, cut, self._data.sides, decode.FILTERS["nearest"])[..., 0]
+        except MemoryError:
+            raise
+        except Exception as error:  # as above
+            raise self._shelf.undecodable(number, error) from error
 
     def _labels(self, numbers: Numbers) -> Tensor:
         """Those of ``Batch``; maps are filled in later."""
@@ -116,7 +131,12 @@ class Filler:
         several = torch.zeros(len(numbers), self._classes)
         for place, number in enumerate(numbers.tolist()):
             if number >= 0:
-                several[place, index.labels(number).astype(np.int64)] = 1.0
+                classes = index.labels(number).astype(np.int64)
+                if classes.max(initial=-1) >= self._classes:
+                    raise DataError(
+                        f"the index of {self._shelf.folder} has the label {classes.max()}, which is no class"
+                    )
+                several[place, classes] = 1.0
         return several
 
     def _cuts(self, keys: _Keys, numbers: Numbers, positions: Numbers) -> list[crops.Cut]:

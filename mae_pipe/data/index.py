@@ -21,11 +21,19 @@ from mae_pipe.data.manifest import Shard
 from mae_pipe.data.sample import ENCODINGS, Placed
 from mae_pipe.errors import DataError
 
+HEADER = 1 << 20  # bytes of the longest description of the columns
 MAPPED = 32 << 20  # bytes; a larger index is mapped, not read
 TYPES = {
     name: np.dtype(kind)
     for name, kind in (("U8", "u1"), ("U32", "<u4"), ("U64", "<u8"), ("I32", "<i4"), ("I64", "<i8"))
 }
+
+FLAT = ("key_bytes", "labels_flat")  # columns without a row a sample
+TOGETHER = (  # columns of which all are there, or none
+    {"labels_end", "labels_flat"},
+    {"map_offset", "map_size", "map_crc32"},
+    {"marks_end", "marks_crc32"},
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,7 @@ class SampleIndex:
     def key(self, row: int) -> str:
         """The sample's key."""
         start = int(self.key_ends[row - 1]) if row else 0
-        return self.key_bytes[start : int(self.key_ends[row])].tobytes().decode()
+        return self.key_bytes[start : int(self.key_ends[row])].tobytes().decode("utf-8", "backslashreplace")
 
     def labels(self, row: int) -> NDArray[np.uint32]:
         """The numbers of the sample's classes, where it may have several."""
@@ -125,9 +133,20 @@ class SampleIndex:
                 f"the sample index {path} is missing or cannot be read ({error.strerror}); "
                 f"run: mae-pipe verify {folder}"
             ) from error
-        if columns is None:
+        if columns is None or not cls._complete(columns):
             raise DataError(f"the sample index {path} is damaged; copy it again or build the shards again")
         return cls(**columns)
+
+    @classmethod
+    def _complete(cls, columns: dict[str, NDArray[Any]]) -> bool:
+        """Whether columns have the names, types and lengths of an index."""
+        types = {f.name: np.dtype(f.type.partition("np.")[2].partition("]")[0]) for f in fields(cls)}
+        needed = [{f.name for f in fields(cls) if f.default is MISSING}, *TOGETHER]
+        there = all(
+            group <= columns.keys() or (number and not group & columns.keys()) for number, group in enumerate(needed)
+        )
+        typed = all(types.get(name) == column.dtype and column.ndim == 1 for name, column in columns.items())
+        return there and typed and len({len(column) for name, column in columns.items() if name not in FLAT}) == 1
 
 
 def _columns(file: BinaryIO) -> dict[str, NDArray[Any]] | None:
@@ -142,16 +161,17 @@ def _columns(file: BinaryIO) -> dict[str, NDArray[Any]] | None:
         data = file.read()
     try:
         length = int.from_bytes(data[:8], "little")
+        if length > min(size, HEADER):
+            return None
         header = json.loads(data[8 : 8 + length])
         header.pop("__metadata__", None)
         columns = {}
         for name, about in header.items():
             start, stop = about["data_offsets"]
-            if not 0 <= start <= stop <= size - 8 - length:
+            dtype, (rows,) = TYPES[about["dtype"]], about["shape"]
+            if not 0 <= start <= stop <= size - 8 - length or stop - start != rows * dtype.itemsize:
                 return None
-            dtype = TYPES[about["dtype"]]
-            flat = np.frombuffer(data, dtype, (stop - start) // dtype.itemsize, 8 + length + start)
-            columns[name] = flat.reshape(about["shape"])
-    except (ValueError, KeyError, TypeError):
+            columns[name] = np.frombuffer(data, dtype, rows, 8 + length + start) if rows else np.zeros(0, dtype)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return columns

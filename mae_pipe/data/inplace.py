@@ -13,6 +13,7 @@ from mae_pipe.data.sources import ImageSource
 from mae_pipe.errors import DataError
 
 SAMPLED = 50  # of so many images one is decoded for the statistics, where not all are
+PIECE = 10_000  # images of one file that one process looks at: a beton may hold a million
 
 
 def places(source: ImageSource, run: Run, samples: Iterable[Sample]) -> list[Placed]:
@@ -30,11 +31,23 @@ def places(source: ImageSource, run: Run, samples: Iterable[Sample]) -> list[Pla
 
 
 def shard_of(plan: Plan, run: Run, images: int) -> Shard:
-    """The file of a part, by its name below the source."""
+    """The file of a part, by its name below the source; its hash is the first part's work, so that it is read once."""
     from mae_pipe.data.parts import sha256_of
 
     path = plan.root / run.shard
-    return Shard(name=run.shard, images=images, bytes=path.stat().st_size, sha256=sha256_of(path))
+    return Shard(name=run.shard, images=images, bytes=path.stat().st_size, sha256=sha256_of(path) if run.first else "")
+
+
+def joined(one: Shard, other: Shard) -> Shard:
+    """Two parts of one file."""
+    return one.model_copy(update={"images": one.images + other.images, "sha256": one.sha256 or other.sha256})
+
+
+def hashed(shard: Shard, plan: Plan) -> Shard:
+    """With its hash, also where nothing of the first part could be used."""
+    from mae_pipe.data.parts import sha256_of
+
+    return shard if shard.sha256 else shard.model_copy(update={"sha256": sha256_of(plan.where(shard.name))})
 
 
 def base_of(source: Path, out: Path) -> str:

@@ -117,5 +117,8 @@ def key_of(path: str) -> str:
 
 
 def printable(text: str) -> str:
-    """A path as valid Unicode, whatever bytes it is made of."""
-    return os.fsencode(text).decode("utf-8", "backslashreplace")
+    """A path as valid Unicode, whatever bytes it is made of; or other text of strangers."""
+    try:
+        return os.fsencode(text).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a letter, as JSON may have it
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")

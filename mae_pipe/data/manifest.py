@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mae_pipe.data.address import Address, is_url
 from mae_pipe.errors import DataError, closest
@@ -14,6 +15,8 @@ from mae_pipe.errors import DataError, closest
 NAME = "manifest.json"
 VERSION = 3  # 1: images of 3 channels, classes by folders, no maps; 2: no marks
 
+Count = Annotated[int, Field(ge=0, lt=1 << 62)]
+Name = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00-\x1f]*$")]
 Labels = Literal["class", "multi", "map"]  # one class an image, several, or one a pixel
 
 
@@ -24,9 +27,9 @@ class _Part(BaseModel):
 class Shard(_Part):
     """One file; ``name`` is relative to the manifest's folder, a shard's to its ``base``."""
 
-    name: str
-    images: int
-    bytes: int
+    name: Name
+    images: Count
+    bytes: Count
     sha256: str
 
 
@@ -49,12 +52,12 @@ class Statistics(_Part):
 class Split(_Part):
     """One split ("train", "val", ...)."""
 
-    images: int
+    images: Count
     shards: list[Shard]
     index: Shard  # the sample index's file
     statistics: Statistics
     labelled: bool
-    converted: dict[str, int]  # what was done to how many, such as {"cmyk": 22}
+    converted: dict[str, Count]  # what was done to how many, such as {"cmyk": 22}
     refused: list[Refused]
     maps: bool = False  # whether every image has a class a pixel
     source_bytes: int = 0  # of the files that the images were read from
@@ -72,15 +75,15 @@ class Manifest(_Part):
     """A folder of shards."""
 
     version: int
-    format: str  # a plugin of kind "shards"
+    format: Annotated[str, Field(max_length=200)]  # a plugin of kind "shards"
     created_by: str
     options: dict[str, Any]  # by split: those of its build that change bytes
     classes: list[str]  # names by label; empty where images have no labels
-    splits: dict[str, Split]
-    channels: int = 3
+    splits: dict[Annotated[str, Field(pattern="^[A-Za-z0-9_]{1,200}$")], Split]
+    channels: Annotated[int, Field(ge=1, le=1 << 16)] = 3
     labelling: Literal["class", "multi"] = "class"  # one class an image, or any number of them
     map_classes: list[str] = []  # names by value in maps; empty where there are none
-    base: str | None = None  # where the shards lie: a folder, from the manifest's own on, or a URL; None: beside it
+    base: Name | None = None  # where the shards lie: a folder, from the manifest's own on, or a URL; None: beside it
 
     @property
     def elsewhere(self) -> Address | None:
@@ -108,13 +111,21 @@ class Manifest(_Part):
             manifest = cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the file"
-            raise DataError(f"{path} is not a manifest: {where}: {first['msg']}; build the shards again") from error
+            where = " ".join(".".join(map(str, first["loc"])).split())[:200] or "the file"
+            raise DataError(
+                f"{path} is not a manifest: {where}: {first['msg'][:200]}; build the shards again"
+            ) from error
         if manifest.version > VERSION:
             raise DataError(
                 f"{path} has version {manifest.version}, this mae-pipe reads up to {VERSION}; upgrade mae-pipe"
             )
         for part in [p for s in manifest.splits.values() for p in s.files]:
+            if any(
+                len(os.fsencode(piece)) > 255 for piece in (*Path(part.name).parts, *Path(manifest.base or "").parts)
+            ):
+                raise DataError(
+                    f"{path} names {part.name[:200]!r}, which no file can be called; build the shards again"
+                )
             if Path(part.name).is_absolute() or ".." in Path(part.name).parts:
                 raise DataError(f"{path} names {part.name!r}, outside its folder; do not use these shards")
         return manifest

@@ -22,7 +22,7 @@ class Marks:
     """The marks of one split, read as they are asked for by any number of threads."""
 
     def __init__(self, folder: Path, part: Shard, index: SampleIndex) -> None:
-        self._path, self._index = folder / part.name, index
+        self._path, self._index, self._bytes = folder / part.name, index, part.bytes
         advice = f"copy it again, or run: mae-pipe verify {folder}"
         if not self._path.is_file() or self._path.stat().st_size != part.bytes:
             raise DataError(f"{self._path} is missing or cut short; {advice}")
@@ -39,7 +39,7 @@ class Marks:
         start, end = int(ends[row - 1]) if row else 0, int(ends[row])
         if start == end:
             return None
-        data = os.pread(self._descriptor, end - start, start)
+        data = os.pread(self._descriptor, end - start, start) if start < end <= self._bytes else b""
         if len(data) != end - start or crc32(data) != int(sums[row]):
             raise DataError(
                 f"{self._path}: the marks of {self._index.key(row)!r} are damaged; "

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mae_pipe import __version__
-from mae_pipe.data import beside, parts, record
+from mae_pipe.data import beside, inplace, parts, record
 from mae_pipe.data.index import SampleIndex
 from mae_pipe.data.listing import Listing
 from mae_pipe.data.manifest import NAME, VERSION, Manifest, Shard, Split, Statistics
@@ -91,8 +91,11 @@ class _Merged:
         self.top = max(self.top, part.top)
         if part.file is None:
             return
-        self._rows.append(replace(part.rows, shard=np.full(len(part.rows), len(self._shards), np.uint32)))
-        self._shards.append(part.file)
+        if self._plan.in_place and self._shards and self._shards[-1].name == part.file.name:
+            self._shards[-1] = inplace.joined(self._shards[-1], part.file)
+        else:
+            self._shards.append(part.file)
+        self._rows.append(replace(part.rows, shard=np.full(len(part.rows), len(self._shards) - 1, np.uint32)))
         self._marks.append(marks)
         self._pixels += part.sums.pixels
         self._values, self._squares = self._values + part.sums.values, self._squares + part.sums.squares
@@ -109,7 +112,7 @@ class _Merged:
         power = [float(square) / max(self._pixels, 1) / 255**2 for square in self._squares]
         return Split(
             images=images,
-            shards=self._shards,
+            shards=[inplace.hashed(shard, self._plan) for shard in self._shards],
             index=Shard(name=index.name, images=images, bytes=index.stat().st_size, sha256=parts.sha256_of(index)),
             statistics=Statistics(
                 mean=mean,

@@ -87,14 +87,13 @@ class _Making:
 
     def __init__(self, plan: Plan, run: Run, source: ImageSource, format: ShardFormat, tally: Tally) -> None:
         self._plan, self._run, self._source, self._tally = plan, run, source, tally
-        self._wishes = replace(plan.wishes, limit=format.max_side)
-        self._origins = format.origins
+        pixels = plan.in_place or format.raw or format.origins
+        self._wishes, self._origins = replace(plan.wishes, limit=format.max_side, pixels=pixels), format.origins
         self.keys: list[str] = []
         self.marks: list[bytes] = []  # of each image; empty where it has none
         self._shapes: list[tuple[int, int, int]] = []  # width, height, label
         self._labels: list[tuple[int, ...]] = []
-        self._top, self._seen, self._read_bytes = -1, 0, 0
-        self._far = 0.0, 0  # sum of errors, images
+        self._top, self._seen, self._read_bytes, self._far = -1, 0, 0, (0.0, 0)  # the last: sum of errors, images
         self._converted: Counter[str] = Counter()
         self._refused: list[Refused] = []
         channels = plan.wishes.channels
@@ -105,7 +104,8 @@ class _Making:
             try:
                 image, map_ = self._admitted(file)
             except Refusal as refusal:
-                self._refused.append(Refused(path=printable(self._run.prefix + file.path), reason=str(refusal)))
+                path, reason = printable(self._run.prefix + file.path), printable(str(refusal))
+                self._refused.append(Refused(path=path, reason=reason))
                 self._tally.add(1, 1)
                 continue
             self._count(file, image, map_)
@@ -278,15 +278,15 @@ def _finished(plan: Plan, run: Run, seen: str) -> Part | None:
         part = record.load(plan.out, run.name)
     except Exception:  # absent, torn or of another version: made again
         return None
-    if part.fingerprint != seen:
+    marked = not plan.marks or _has_marks(record.marks_path(plan.out, run.name), part.rows)
+    if part.fingerprint != seen or not marked:
         return None
-    if plan.marks and not _has_marks(record.marks_path(plan.out, run.name), part.rows):
-        return None
-    if part.file:
-        file = plan.where(part.file.name)
-        if not file.is_file() or file.stat().st_size != part.file.bytes or sha256_of(file) != part.file.sha256:
-            return None
-    return part
+    return None if part.file and not _is_whole(plan.where(part.file.name), part.file) else part
+
+
+def _is_whole(path: Path, file: Shard) -> bool:
+    same = path.is_file() and path.stat().st_size == file.bytes
+    return same and (not file.sha256 or sha256_of(path) == file.sha256)
 
 
 def _has_marks(path: Path, rows: SampleIndex) -> bool:

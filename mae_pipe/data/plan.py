@@ -70,6 +70,7 @@ class Run:
     prefix: str
     files: list[File]
     shard: str = ""  # the source's file that holds all of them, where that is a shard
+    first: bool = True  # of the parts of that file
 
     def map_of(self, file: File) -> str:
         """Where a folder of maps has the file's map."""

@@ -80,7 +80,7 @@ def views(
     how = FILTERS[resampling], TALL_FIRST
     try:
         if stored.encoding == "jpeg":
-            return bool(_native.view_jpeg(stored.data, marks, out, places, *how))
+            return bool(_native.view_jpeg(stored.data, marks, out, places, *how, stored.width, stored.height))
         if stored.encoding not in ("raw", "yuv420"):
             return False
         for place, view in zip(places, out, strict=True):

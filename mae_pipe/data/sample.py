@@ -38,6 +38,18 @@ class Sample:
     origin: Origin | None = None
 
 
+class Pixels(bytes):
+    """An image that is in no file: [height, width, 3] uint8, row by row. What a source may read in place of a file."""
+
+    width: int
+    height: int
+
+    def __new__(cls, data: bytes, width: int, height: int) -> Pixels:
+        made = super().__new__(cls, data)
+        made.width, made.height = width, height
+        return made
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """A file that holds an image's bytes as they are."""
@@ -99,6 +111,10 @@ class ShardFormat(ABC):
     raw: bool = False  # whether samples may be "raw"
     max_side: int | None = None
     imports: tuple[str, ...] = ()
+
+    def ready(self) -> None:
+        """Raise ``PluginError`` where this machine lacks what ``write`` needs. Default: it lacks nothing."""
+        return
 
     @abstractmethod
     def write(self, path: Path, samples: Iterable[Sample]) -> list[Placed]:

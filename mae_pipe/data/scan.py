@@ -98,7 +98,7 @@ class _Gathered:
                 raise DataError(f"{self.source.path} has a split {name!r}; expected letters, digits and _ in its name")
             listing = self.splits[name] = Listing(name, item.prefix, labelled=False)
         if item.refused:
-            listing.refused.append(Refused(path=printable(item.prefix + item.path), reason=item.refused))
+            listing.refused.append(Refused(path=printable(item.prefix + item.path), reason=printable(item.refused)))
             return
         if item.prefix != listing.prefix and not self.whole and not len(listing):
             listing.prefix = item.prefix

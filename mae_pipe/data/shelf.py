@@ -7,9 +7,10 @@ import threading
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mae_pipe.catalog import Catalog
-from mae_pipe.data import descriptors
+from mae_pipe.data import consistency, descriptors
 from mae_pipe.data.depot import depot_of
 from mae_pipe.data.fetch import Unreachable
 from mae_pipe.data.index import SampleIndex
@@ -31,6 +32,7 @@ class Shelf:
         self.manifest = Manifest.load(folder)
         self.name, self.split = split, self.manifest.split(split)
         self.index = SampleIndex.load(folder, self.split.index)
+        consistency.check(folder, self.manifest, self.split, self.index)
         self._format: ShardFormat = catalog.build("shards", self.manifest.format, {})
         self._first = np.searchsorted(self.index.shard, np.arange(len(self.split.shards)))  # row of each shard's first
         self._marks = Marks(folder, self.split.marks, self.index) if self.split.marks else None
@@ -63,8 +65,12 @@ class Shelf:
                 f"build shards that have with: mae-pipe shard IMAGES {self.folder} --maps FOLDER"
             )
 
+    def check_rows(self, numbers: NDArray[np.int64]) -> None:
+        """Whether index rows that are about to be used can be believed."""
+        consistency.check_rows(self.folder, self.manifest, self.split, self.index, numbers)
+
     def read(self, number: int) -> Stored:
-        """The stored image of one index row, its bytes checked against the index."""
+        """The stored image of one index row that ``check_rows`` has seen, its bytes checked against the index."""
         placed = self.index.placed(number)
         data = self._checked(placed, number, "image")
         return Stored(data, placed.encoding, int(self.index.width[number]), int(self.index.height[number]))
@@ -105,6 +111,15 @@ class Shelf:
                 return True
             self._readers.pop(shard, None)
             return self.depot.renew(shard)
+
+    def undecodable(self, number: int, error: Exception) -> DataError:
+        """What to raise where the bytes of an index row are right, and are no such image as the index says."""
+        shard = self.split.shards[int(self.index.shard[number])]
+        why = " ".join(f"{error or type(error).__name__}".split())[:200]
+        return DataError(
+            f"{self.depot.place}/{shard.name}: the image {self.index.key(number)!r} cannot be decoded ({why}); "
+            f"build the shards again without it"
+        )
 
     def _check(self, data: bytes | memoryview, placed: Placed, number: int, what: str) -> None:
         if len(data) != placed.size or crc32(data) != placed.crc32:

@@ -88,7 +88,7 @@ class ImageSource(ABC):
 
     @abstractmethod
     def read(self, place: str) -> bytes:
-        """The bytes of an image file. Raises ``Refusal`` where this one image cannot be used."""
+        """The bytes of an image file, or ``Pixels``. Raises ``Refusal`` where this one image cannot be used."""
 
     def stamp(self, place: str) -> str:
         """What changes when an image does, without reading it: a build that goes on makes it again then.

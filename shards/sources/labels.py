@@ -6,7 +6,7 @@ import re
 
 from mae_pipe.api import DataError
 
-TOP = 10_000_000  # no data set has as many classes
+TOP = 1 << 20  # no data set has as many classes; each has a name in the manifest
 
 
 def label_of(value: object, where: str) -> int | str | tuple[int | str, ...] | None:
@@ -25,5 +25,5 @@ def number_or_name(value: object, where: str) -> int | str | None:
     if isinstance(value, str) and re.fullmatch(r"0|[1-9]\d{0,8}", value):
         value = int(value)
     if isinstance(value, int) and not 0 <= value < TOP:
-        raise DataError(f"{where} has the label {value}; expected a class's number, 0 or above")
+        raise DataError(f"{where} has the label {value}; expected a class's number, 0 to {TOP - 1:,}")
     return value

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from mae_pipe.api import Asked, DataError, ImageSource, Item, Origin, Refusal, plugin, stamp_of
+from mae_pipe.api import Asked, DataError, ImageSource, Item, Origin, plugin
 
-from ..file import ShardFile
 from ..members import Tar
+from ..opened import Opened
 from ..samples import Labelling, groups
 from .labels import label_of
+from .manifest import classes, said
 from .names import split_of, why_not
 from .tar import is_of_folders
-
-BYTES = 512 << 20
-OPEN = 16  # tars at a time
 
 
 @plugin("webdataset")
@@ -37,8 +32,7 @@ class WebDataset(ImageSource):
         super().__init__(path)
         self._files = files
         self._image, self._label = image.lower(), Labelling(label)
-        self._tars: OrderedDict[str, ShardFile] = OrderedDict()
-        self._stamps: dict[str, str] = {}
+        self._tars = Opened(path)
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
@@ -52,21 +46,11 @@ class WebDataset(ImageSource):
         return bool(tars) and not any(entry.is_dir() or not why_not(entry.name) for entry in names)
 
     def items(self, asked: Asked) -> Iterator[Item]:
-        paths = sorted(self.path.glob("*.tar")) if self.path.is_dir() else [self.path]
-        if self._files:
-            paths = [self.path / name for name in self._files]
+        paths = self._tars.paths(self._files, ".tar")
         if not paths:
             raise DataError(f"{self.path} holds no .tar files; give the folder that holds them")
-        about = self._about()
-        if asked.labels and self._label.wanted != "none" and about.get("map_classes"):
-            raise DataError(
-                f"the shards {self.path} have maps of classes, which are not read from shards; "
-                f"build the new ones from the images, or give --set label=none"
-            )
-        names = about.get("classes")
-        self.classes = names if names and all(isinstance(name, str) for name in names) else None
-        for path in paths:
-            name = path.name if path == self.path else str(path.relative_to(self.path))
+        self.classes = classes(self.path, said(self.path), asked.labels and self._label.wanted != "none")
+        for name, path in paths.items():
             tar, split = Tar.of(path), split_of(path.name, self.SPLITS)
             for group in groups(tar):
                 try:
@@ -87,42 +71,17 @@ class WebDataset(ImageSource):
             tar.file.close()
 
     def read(self, place: str) -> bytes:
-        name, offset, size = _parts(place)
-        if size > BYTES:
-            raise Refusal(f"{size:,} bytes, more than {BYTES:,}")
-        tar = self._tars.get(name)
-        if tar is None:
-            tar = self._tars[name] = ShardFile(self._file(name))
-            if len(self._tars) > OPEN:
-                self._tars.popitem(last=False)[1].close()
-        return tar.read(offset, size)
+        return self._tars.read(*_parts(place))
 
     def stamp(self, place: str) -> str:
-        name = _parts(place)[0]
-        if name not in self._stamps:
-            self._stamps[name] = stamp_of(self._file(name))
-        return f"{place} {self._stamps[name]}"
+        return f"{place} {self._tars.stamp(_parts(place)[0])}"
 
     def origin(self, place: str) -> Origin:
         name, offset, size = _parts(place)
-        return Origin(self._file(name), offset, size)
+        return Origin(self._tars.path(name), offset, size)
 
     def close(self) -> None:
-        for tar in self._tars.values():
-            tar.close()
-        self._tars.clear()
-
-    def _file(self, name: str) -> Path:
-        return self.path / name if self.path.is_dir() else self.path
-
-    def _about(self) -> dict[str, Any]:
-        """What mae-pipe's own manifest says, where there is one."""
-        path = self.path / "manifest.json"
-        try:
-            about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except ValueError:
-            return {}
-        return about if isinstance(about, dict) else {}
+        self._tars.close()
 
 
 def _parts(place: str) -> tuple[str, int, int]:

@@ -56,7 +56,7 @@ class Zip(ImageSource):
 
     def origin(self, place: str) -> Origin | None:
         entry = self._opened().getinfo(place)
-        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.header_offset < 0:
             return None
         with self.path.open("rb") as file:
             file.seek(entry.header_offset)

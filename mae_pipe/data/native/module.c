@@ -67,14 +67,16 @@ static PyObject *py_view_jpeg(PyObject *self, PyObject *args) {
     Py_buffer data, marks = {0}, out = {0};
     Cut cuts[MOST_VIEWS];
     PyObject *made = NULL, *object, *list;
-    int filter, tall_first;
+    int filter, tall_first, width = 0, height = 0; /* of the whole image; 0: not known */
     (void)self;
-    if (!PyArg_ParseTuple(args, "y*z*OO!ip", &data, &marks, &object, &PyTuple_Type, &list, &filter, &tall_first)) return NULL;
+    if (!PyArg_ParseTuple(args, "y*z*OO!ip|ii", &data, &marks, &object, &PyTuple_Type, &list, &filter, &tall_first, &width,
+                          &height))
+        return NULL;
     int count = (int)PyTuple_Size(list), sensible = count > 0 && count <= MOST_VIEWS && writable(object, &out);
     if (count < 1 || count > MOST_VIEWS) PyErr_SetString(PyExc_ValueError, "out must have 1 to 64 views");
     for (int i = 0; sensible && i < count; i++) {
         Cut *cut = &cuts[i];
-        cut->filter = filter, cut->tall_first = tall_first;
+        cut->filter = filter, cut->tall_first = tall_first, cut->of_width = width, cut->of_height = height;
         sensible = PyArg_ParseTuple(PyTuple_GetItem(list, i), "(iiii)(ii)(ii)p", &cut->box.left, &cut->box.top,
                                     &cut->box.right, &cut->box.bottom, &cut->resized_width, &cut->resized_height,
                                     &cut->from_x, &cut->from_y, &cut->mirrored) &&

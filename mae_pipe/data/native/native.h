@@ -126,6 +126,7 @@ typedef struct {
     int resized_width, resized_height;
     int from_x, from_y;             /* where the view begins in what was resized */
     int width, height, channels;    /* of the view */
+    int of_width, of_height; /* of the whole image; 0: not known */
     int mirrored, filter;
     int tall_first;                 /* whether tall images are resized down first, as Pillow 13 does */
 } Cut;

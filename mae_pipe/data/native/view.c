@@ -124,7 +124,8 @@ int view_jpeg(Scratch *scratch, const uint8_t *data, size_t size, const uint8_t 
         return UNSUPPORTED;
     }
     for (int i = 0; i < count; i++) {
-        if (!inside(&cuts[i], jpeg.width, jpeg.height)) {
+        int other = cuts[i].of_width && (cuts[i].of_width != jpeg.width || cuts[i].of_height != jpeg.height);
+        if (other || !inside(&cuts[i], jpeg.width, jpeg.height)) {
             scratch->problem = "it has another size";
             return DAMAGED;
         }
