@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
 from mae_pipe.data.batch import Batch
-from mae_pipe.data.fill import Filler, Numbers
+from mae_pipe.data.fill import Filler
+from mae_pipe.data.form import Form
+from mae_pipe.data.layout import Numbers
 
 AHEAD = 3  # batches under way while the newest is used
 
 
-def run(plan: Iterator[tuple[Numbers, Numbers]], filler: Filler, workers: int) -> Iterator[Batch]:
+def run(plan: Iterator[tuple[Numbers, Numbers]], filler: Filler, form: Form, workers: int) -> Iterator[Batch]:
     """Fill the batches of a plan (rows, positions) in its order, ``AHEAD`` of them under way in ``workers`` threads."""
+
+    def prepared(numbers: Numbers, positions: Numbers) -> tuple[Batch, Callable[[Iterable[int]], None]]:
+        pixels, maps = form.memory(len(numbers))
+        fill = filler.prepare(numbers, positions, pixels.numpy(), None if maps is None else maps.numpy())
+        return form.batch(numbers, positions, pixels, maps), fill
+
     if workers == 0:
         for numbers, positions in plan:
-            batch, fill = filler.prepare(numbers, positions)
+            batch, fill = prepared(numbers, positions)
             fill(range(len(numbers)))
             yield batch
         return
@@ -29,7 +37,7 @@ def run(plan: Iterator[tuple[Numbers, Numbers]], filler: Filler, workers: int) -
             step = next(plan, None)
             if step is None:
                 return False
-            batch, fill = filler.prepare(*step)
+            batch, fill = prepared(*step)
             chunks = np.array_split(np.arange(len(step[0])), min(workers, len(step[0])))
             under_way.append((batch, [threads.submit(fill, chunk.tolist()) for chunk in chunks]))
             return True

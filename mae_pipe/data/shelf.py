@@ -22,7 +22,7 @@ class Shelf:
     """The images of one split by number: opens shards as needed, checks every read."""
 
     def __init__(self, folder: Path, split: str, catalog: Catalog) -> None:
-        self.folder = folder
+        self.folder, self.plugins = folder, catalog.files
         self.manifest = Manifest.load(folder)
         self.name, self.split = split, self.manifest.split(split)
         self.index = SampleIndex.load(folder, self.split.index)

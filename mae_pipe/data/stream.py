@@ -9,10 +9,12 @@ import numpy as np
 
 from mae_pipe import recipe
 from mae_pipe.catalog import Catalog
-from mae_pipe.data import ahead, region
+from mae_pipe.data import ahead, processes, region
 from mae_pipe.data.batch import Batch
-from mae_pipe.data.fill import Filler, Numbers
+from mae_pipe.data.fill import Filler, Wanted
+from mae_pipe.data.form import Form
 from mae_pipe.data.index import SampleIndex
+from mae_pipe.data.layout import Numbers
 from mae_pipe.data.manifest import Labels
 from mae_pipe.data.order import Order, Share
 from mae_pipe.data.shelf import Shelf
@@ -28,7 +30,7 @@ class Stream:
 
     Args:
         shelf: the images.
-        data: crop, flip, jitter and size; ``data.workers`` threads decode.
+        data: crop, flip, jitter and size; ``data.workers`` threads or processes decode.
         seed: of the run.
         share: which part of a global micro-batch is this rank's.
         training: augmented, in a random order; else the centre view.
@@ -56,14 +58,19 @@ class Stream:
             raise DataError(f"{shelf.folder} has no images to read; look at its manifest.json for what was refused")
         shelf.check_channels(data.channels)
         shelf.check_labels(labels)
-        self._filler = Filler(shelf, data, seed=seed, training=training, labels=labels, views=views)
+        self._wanted = Wanted(shelf.folder, shelf.name, shelf.plugins, data, seed, training, labels, views)
+        self._filler, self._form = Filler(shelf, self._wanted), Form(shelf, self._wanted)
         self._order = Order(self.images, seed)
 
     @property
     def about(self) -> str:
         """What is read and how, for people."""
-        threads = counted(self.data.workers, "thread") if self.data.workers else "no threads of their own"
-        return f"data: {counted(self.images, 'image')} of {self.shelf.name}, {threads}, decoder: {region.decoder()}"
+        count, kind = self.data.workers, self.data.worker_kind
+        workers = counted(count, kind) if count else "no threads of their own"
+        held = (processes.SLOTS if kind == "process" else ahead.AHEAD + 1) if count else 1
+        batches = f"up to {held * self._form.layout(self.share.micro_batch).bytes / 1e6:,.1f} MB of batches under way"
+        images = f"{counted(self.images, 'image')} of {self.shelf.name}"
+        return f"data: {images}, {workers}, {batches}, decoder: {region.decoder()}"
 
     @property
     def index(self) -> SampleIndex:
@@ -82,7 +89,7 @@ class Stream:
                 yield self._rows(self._order.at(positions // self.data.repeats)), positions
                 at += self.share.advance
 
-        return ahead.run(plan(), self._filler, self.data.workers)
+        return self._filled(plan())
 
     def once(self) -> Iterator[Batch]:
         """Every image exactly once over all ranks, in the order of the shards.
@@ -96,7 +103,13 @@ class Stream:
                 inside = positions < self.images
                 yield np.where(inside, self._rows(np.where(inside, positions, 0)), -1), positions
 
-        return ahead.run(plan(), self._filler, self.data.workers)
+        return self._filled(plan())
+
+    def _filled(self, plan: Iterator[tuple[Numbers, Numbers]]) -> Iterator[Batch]:
+        if self.data.worker_kind == "process" and self.data.workers:
+            count = self.share.micro_batch
+            return processes.run(plan, self._wanted, self._form, self.data.workers, count=count)
+        return ahead.run(plan, self._filler, self._form, self.data.workers)
 
     def _rows(self, numbers: Numbers) -> Numbers:
         return numbers if self.rows is None else self.rows[numbers]
