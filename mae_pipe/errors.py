@@ -48,7 +48,7 @@ class DiskError(MaePipeError):
 
 
 class TrainingError(MaePipeError):
-    """Training cannot go on: the loss is not finite, or a rank was lost."""
+    """Training cannot go on: the loss is not finite, or a rank or a worker process was lost."""
 
     exit_code = 8
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mae_pipe.data.batch import Batch
+from mae_pipe.data.device import placed
 from mae_pipe.errors import PluginError
 
 Summary = Callable[[dict[str, Tensor]], dict[str, float]]
@@ -57,8 +58,7 @@ def means(model: Model, source: Images) -> dict[str, Tensor]:
     shapes: dict[str, torch.Size] = {}
     sums = torch.zeros(0, dtype=torch.float64, device=model.device)  # all measures flat; the first counts images
     with closing(source.once()) as batches:  # type: ignore[type-var]
-        for here in batches:
-            batch = here.to(model.device)
+        for _, batch in placed(batches, model.device):
             measures = model(batch, mode="metrics")
             real = batch.numbers >= 0  # [B]
             if not shapes:

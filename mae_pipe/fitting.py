@@ -13,6 +13,7 @@ from mae_pipe import guards, launch
 from mae_pipe.classification import Classification
 from mae_pipe.contracts import Head
 from mae_pipe.data.batch import Batch
+from mae_pipe.data.device import placed
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream
 from mae_pipe.errors import RecipeError
@@ -72,7 +73,7 @@ def fit(task: Classification, stream: Stream, device: torch.device) -> None:
     state = task.training
     task.eval()
     with torch.no_grad(), closing(whole.once()) as batches:  # type: ignore[type-var]
-        task.head.fit(_of_all_ranks(task, stream.share, (batch.to(device) for batch in batches)))
+        task.head.fit(_of_all_ranks(task, stream.share, (there for _, there in placed(batches, device))))
     task.train(state)
 
 

@@ -31,7 +31,14 @@ from mae_pipe.recipe import Recipe
 from mae_pipe.weights import to_safetensors
 
 MANIFEST = "manifest.json"
-FREE = ("about", "logging", "saving", "eval_every_epochs", "data.workers")  # a resumed run may change them
+FREE = (  # a resumed run may change them
+    "about",
+    "logging",
+    "saving",
+    "eval_every_epochs",
+    "data.workers",
+    "data.worker_kind",
+)
 BEGUN = {"checkpoints", "run.json", ".run.json.tmp", ".recipe.json.tmp"}  # of a run that was killed as it began
 
 T = TypeVar("T")

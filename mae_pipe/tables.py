@@ -56,7 +56,8 @@ class Data(Table):
     repeats: Positive = 1  # crops of an image in a row, of one decode; an epoch is as many crops as there are images
     global_batch: Positive = 4096  # images an optimizer step, on any number of ranks
     micro_batch: Positive = 64  # images at once on one rank; the rest is accumulated
-    workers: Annotated[int, Field(ge=0)] = 8  # decoding threads a rank
+    workers: Annotated[int, Field(ge=0)] = 8  # that decode, of each rank
+    worker_kind: Literal["thread", "process"] = "thread"  # processes pay where Pillow decodes
 
     @model_validator(mode="after")
     def _fits(self) -> Data:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from mae_pipe.data.batch import Batch
+from mae_pipe.data.device import placed
 from mae_pipe.engine import Engine
 from mae_pipe.errors import Stopped, TrainingError
 from mae_pipe.journal import Journal
@@ -61,13 +62,14 @@ def train(
     anyone = Consensus()
     stream = source.batches(start * plan.global_batch)
     with closing(stream) as batches, _asked_to_stop() as asked, _naming_a_lost_rank(engine):  # type: ignore[type-var]
+        pairs = placed(batches, engine.device)
         for step in range(start, plan.steps):
             lr = plan.lr(step)
             torch.manual_seed((noise + step) % 2**63)
             for _ in range(plan.accumulation):
                 with meter.waiting():
-                    batch = next(batches)
-                loss = engine(batch.to(engine.device))
+                    batch, there = next(pairs)
+                loss = engine(there)
                 engine.backward(loss / plan.accumulation)
                 meter.add(loss)
                 if seen is not None:

@@ -181,8 +181,8 @@ def of_server(host: str, port: int) -> Origin:
             connection.request(method, path, body=sent or None, headers=kept)
             answer = connection.getresponse()
             data = answer.read()
-            dropped = ("transfer-encoding", "connection", "server", "date")
-            dropped += () if method == "HEAD" else ("content-length",)
+            dropped = {"transfer-encoding", "connection", "server", "date"}
+            dropped |= set() if method == "HEAD" else {"content-length"}
             return answer.status, {n: v for n, v in answer.getheaders() if n.lower() not in dropped}, data
         finally:
             connection.close()

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def opened(place: Path | str, share: Share = Share(micro_batch=4), split: str = "train", **changes: object) -> Stream:  # noqa: B008
+def opened(place: Path | str, share: Share = Share(micro_batch=4), split: str = "train", **changes: Any) -> Stream:  # noqa: B008
     data = recipe.Data(**{"size": 16, "workers": 2, **WINDOWED, **changes})  # type: ignore[arg-type]
     return open_stream(shards_of(place, Catalog()), split, data, seed=0, share=share, catalog=Catalog())
 
@@ -116,7 +117,7 @@ def test_they_go_on_anywhere(shards: Path, start: int) -> None:
 
 
 def test_ranks_and_lanes_share_the_batches_of_one(shards: Path) -> None:
-    lanes = {"lanes": 2, "global_batch": 12}
+    lanes: dict[str, Any] = {"lanes": 2, "global_batch": 12}
     alone = first(opened(shards, Share(micro_batch=12), **lanes), 9)
     with serving(of_folder(shards)) as (url, _):
         ranks = [first(opened(url, Share(rank, 2, 3), **lanes), 18) for rank in range(2)]
@@ -136,7 +137,7 @@ def test_evaluation_sees_every_image_once(shards: Path, world: int) -> None:
 
 def test_a_small_set_has_the_order_of_local_shards_by_itself(shards: Path) -> None:
     with serving(of_folder(shards)) as (url, _):
-        auto = {"order": "auto", "window": 32768}
+        auto: dict[str, Any] = {"order": "auto", "window": 32768}
         assert_same(first(opened(url, **auto), 20), first(opened(shards, **auto), 20))
 
 

@@ -267,7 +267,10 @@ class _Readers:
                     try:
                         for row in range(stream.images):
                             try:
-                                stream._filler.prepare(_one(row), _one(row))[1]([0])
+                                pixels, maps = stream._form.memory(1)
+                                space = pixels.numpy(), None if maps is None else maps.numpy()
+                                stream._filler.prepare(_one(row), _one(row), *space)([0])
+                                stream._form.batch(_one(row), _one(row), pixels, maps)
                                 stored = stream.shelf.read(row)
                                 stream.shelf.index.key(row)
                             except MaePipeError as error:

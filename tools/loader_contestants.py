@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 SIZE, BATCH, SCALE = 224, 64, (0.2, 1.0)
 AHEAD = 8 * BATCH  # more than any of them makes ahead
@@ -41,14 +41,14 @@ def endless(once: Callable[[], Iterator[int]]) -> Run:
     return run
 
 
-def ours(shards: str) -> Make:
+def ours(shards: str, kind: Literal["thread", "process"] = "thread") -> Make:
     def make(work: Path, workers: int) -> Run:
         from mae_pipe import recipe
         from mae_pipe.catalog import Catalog
         from mae_pipe.data.order import Share
         from mae_pipe.data.stream import open_stream
 
-        data = recipe.Data(size=SIZE, workers=workers, crop_scale=SCALE)
+        data = recipe.Data(size=SIZE, workers=workers, worker_kind=kind, crop_scale=SCALE)
         stream = open_stream(work / shards, "train", data, seed=0, share=Share(micro_batch=BATCH), catalog=Catalog())
         batches = stream.batches()
 
@@ -233,6 +233,11 @@ FORK = "erow/ffcv, jpg quality 90"  # decodes only the rows of a crop; has an en
 # name -> how it is made, what it reads, and which of ours reads the same
 CONTESTANTS: dict[str, tuple[Make, str, str]] = {
     "mae-pipe, original files": (ours("shards-originals"), "originals", ""),
+    "mae-pipe, original files, processes": (
+        ours("shards-originals", "process"),
+        "originals",
+        "mae-pipe, original files",
+    ),
     "mae-pipe, quality 90": (ours("shards-q90"), "q90", ""),
     "mae-pipe, planes": (ours("shards-planes"), "planes", ""),
     "ffcv 1.0.2, jpg quality 90": (ffcv("q90.beton", os_cache=True), "q90", "mae-pipe, quality 90"),

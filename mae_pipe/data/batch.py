@@ -28,5 +28,5 @@ class Batch:
     positions: Tensor
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on another device; asynchronous from pinned memory."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+        """The batch on another device, once it is there; ``device.placed`` need not wait."""
+        return Batch(*(tensor.to(device) for tensor in vars(self).values()))

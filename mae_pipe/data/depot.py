@@ -15,10 +15,12 @@ class Depot(Protocol):
     Attributes:
         far: whether they have to be fetched.
         place: where they lie, for people.
+        room: bytes of shards that one reader may hold at a time, where they have to be fetched.
     """
 
     far: bool
     place: str
+    room: int
 
     def path(self, number: int) -> Path:
         """Where a shard's file is, once it is here; it stays until ``release``."""
@@ -50,6 +52,7 @@ class Near:
     """Files in a folder."""
 
     far = False
+    room = 0
 
     def __init__(self, shards: list[Shard], home: Path, folder: Path, split: str) -> None:
         self._shards, self._home, self._folder, self.place = shards, home, folder, str(home)

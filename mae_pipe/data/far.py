@@ -42,6 +42,7 @@ class Far:
     def __init__(self, shards: list[Shard], base: Address, cache: Cache | None = None) -> None:
         self._shards, self.place = shards, str(base)
         self.cache = cache or Cache()
+        self.room = self.cache.size // 2  # training and evaluation read at the same time
         kept = self.cache
         self._jobs = _Jobs(lambda number, stop: kept.hold(shards[number], base / shards[number].name, stop))
         self.close: Callable[[], object] = weakref.finalize(self, self._jobs.close)

@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mae_pipe import recipe, seeding
+from mae_pipe.catalog import Catalog
 from mae_pipe.data import crops, decode, jitter, region
-from mae_pipe.data.batch import IGNORE, Batch
+from mae_pipe.data.layout import Numbers
 from mae_pipe.data.manifest import Labels
+from mae_pipe.data.maps import IGNORE
 from mae_pipe.data.shelf import Shelf
 from mae_pipe.errors import DataError
 
-Numbers = NDArray[np.int64]
 AT_ONCE = 32  # views of one decode, about
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which images, and how: all that another process needs to make the same ``Filler``.
+
+    Attributes:
+        folder: of the manifest.
+        plugins: local files that the format of the shards may be in.
+        data: crop, flip, jitter and size.
+        seed: of the run.
+        training: augmented; else the centre view.
+        labels: which of a ``Batch``'s labels.
+        views: of every image, from one decode; more than one give ``pixels`` an axis of them. Maps go with the first.
+    """
+
+    folder: Path
+    split: str
+    plugins: tuple[Path, ...]
+    data: recipe.Data
+    seed: int
+    training: bool
+    labels: Labels
+    views: int = 1
+
+    def shelf(self) -> Shelf:
+        """The images, opened anew."""
+        return Shelf(self.folder, self.split, Catalog(self.plugins))
 
 
 class _Keys(NamedTuple):
@@ -35,59 +64,45 @@ class _Keys(NamedTuple):
 
 
 class Filler:
-    """Makes the batch of given index rows at given positions; how an image is cut depends on its position alone.
+    """Fills in the images of given index rows at given positions; how one is cut depends on its position alone.
 
     Args:
         shelf: the images.
-        data: crop, flip, jitter and size.
-        seed: of the run.
-        training: augmented; else the centre view.
-        labels: which of a ``Batch``'s labels are wanted.
-        views: of every image, from one decode; more than one give ``pixels`` an axis of them. Maps go with the first.
+        wanted: of them.
     """
 
-    def __init__(
-        self, shelf: Shelf, data: recipe.Data, *, seed: int, training: bool, labels: Labels, views: int = 1
-    ) -> None:
-        self._shelf, self._data, self._kind, self._views = shelf, data, labels, views
-        self._crop = data.crop if training else "none"
-        self._flip = data.flip if self._crop != "none" else 0.0
-        self._jitter = data.jitter if self._crop != "none" else (0.0, 0.0, 0.0, 0.0)
-        self._classes = len(shelf.manifest.classes_of(labels))
-        self._filter = decode.FILTERS[data.interpolation]
-        self._keys = [_Keys.of(seed, view) for view in range(views)]
-        self._pin = torch.cuda.is_available()
+    def __init__(self, shelf: Shelf, wanted: Wanted) -> None:
+        self._shelf, self._data, self._views = shelf, wanted.data, wanted.views
+        self._crop = self._data.crop if wanted.training else "none"
+        self._flip = self._data.flip if self._crop != "none" else 0.0
+        self._jitter = self._data.jitter if self._crop != "none" else (0.0, 0.0, 0.0, 0.0)
+        self._filter = decode.FILTERS[self._data.interpolation]
+        self._keys = [_Keys.of(wanted.seed, view) for view in range(self._views)]
 
-    def prepare(self, numbers: Numbers, positions: Numbers) -> tuple[Batch, Callable[[Iterable[int]], None]]:
-        """An empty batch, and the function that fills given places of it."""
+    def prepare(
+        self, numbers: Numbers, positions: Numbers, pixels: NDArray[np.uint8], maps: NDArray[np.int64] | None
+    ) -> Callable[[Iterable[int]], None]:
+        """The function that fills given places of ``pixels``, [B, V, C, H, W], and of ``maps``, [B, H, W]."""
         self._shelf.check_rows(numbers[numbers >= 0])
-        shape = len(numbers), self._views, self._data.channels, *self._data.sides
-        pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin)
-        labels = self._labels(numbers)
-        batch = Batch(
-            pixels if self._views > 1 else pixels[:, 0],
-            labels,
-            torch.from_numpy(numbers.astype(np.int64)),
-            torch.from_numpy(positions),
-        )
         cuts = [list(cut) for cut in zip(*(self._cuts(keys, numbers, positions) for keys in self._keys), strict=True)]
         jitters = [jitter.draw(keys.jitter, positions, self._jitter) for keys in self._keys]
-        view, maps = pixels.numpy(), labels.numpy() if self._kind == "map" else None  # [B, V, C, H, W]
 
         def fill(places: Iterable[int]) -> None:
             for number, run in _runs(places, numbers, self._views):
                 if number < 0:
-                    view[run] = 0
+                    pixels[run] = 0
+                    if maps is not None:
+                        maps[run] = IGNORE
                     continue
-                self._view(number, [cut for several in cuts[run] for cut in several], view[run])
+                self._view(number, [cut for several in cuts[run] for cut in several], pixels[run])
                 for place in range(run.start, run.stop):
                     if any(self._jitter):
-                        for seen, (order, factors) in zip(view[place], jitters, strict=True):
+                        for seen, (order, factors) in zip(pixels[place], jitters, strict=True):
                             self._jittered(seen, order[place], factors[place])
                     if maps is not None:
                         maps[place] = self._map(number, cuts[place][0])
 
-        return batch, fill
+        return fill
 
     def _view(self, number: int, cuts: Sequence[crops.Cut], out: NDArray[np.uint8]) -> None:
         """Fill ``out``, [..., C, H, W], with cuts of one image, which is decoded once."""
@@ -120,24 +135,6 @@ class Filler:
             raise
         except Exception as error:  # as above
             raise self._shelf.undecodable(number, error) from error
-
-    def _labels(self, numbers: Numbers) -> Tensor:
-        """Those of ``Batch``; maps are filled in later."""
-        index = self._shelf.index
-        if self._kind == "class":
-            return torch.from_numpy(np.where(numbers < 0, -1, index.label[numbers]).astype(np.int64))
-        if self._kind == "map":
-            return torch.full((len(numbers), *self._data.sides), IGNORE, dtype=torch.int64, pin_memory=self._pin)
-        several = torch.zeros(len(numbers), self._classes)
-        for place, number in enumerate(numbers.tolist()):
-            if number >= 0:
-                classes = index.labels(number).astype(np.int64)
-                if classes.max(initial=-1) >= self._classes:
-                    raise DataError(
-                        f"the index of {self._shelf.folder} has the label {classes.max()}, which is no class"
-                    )
-                several[place, classes] = 1.0
-        return several
 
     def _cuts(self, keys: _Keys, numbers: Numbers, positions: Numbers) -> list[crops.Cut]:
         """How each image of a batch is cropped and mirrored in one view."""

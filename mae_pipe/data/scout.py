@@ -122,6 +122,6 @@ def check_room(shelf: Shelf, order: Order | Windows | None) -> None:
 
 
 def _room(depot: Far, order: Order | Windows) -> int:
-    """Bytes of shards that one process may have ahead: half the cache; the other half is for what is measured."""
+    """Bytes of shards that one process may have ahead."""
     alone = isinstance(order, Order) or order.lanes == 1  # all processes of a machine need the same shards
-    return depot.cache.size // 2 // (1 if alone else int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return depot.room // (1 if alone else int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

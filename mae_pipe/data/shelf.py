@@ -28,7 +28,7 @@ class Shelf:
     """The images of one split by number: opens shards as needed, checks every read."""
 
     def __init__(self, folder: Path, split: str, catalog: Catalog) -> None:
-        self.folder = folder
+        self.folder, self.plugins = folder, catalog.files
         self.manifest = Manifest.load(folder)
         self.name, self.split = split, self.manifest.split(split)
         self.index = SampleIndex.load(folder, self.split.index)
@@ -137,12 +137,19 @@ class Shelf:
         with self._lock:
             reader = self._readers.get(shard)
             if reader is None:
-                while len(self._readers) >= self._most:  # a thread that reads it still holds it open
+                while self._readers and self._is_full(shard):  # a thread that reads one still holds it open
                     oldest = next(iter(self._readers))
                     del self._readers[oldest]
                     self.depot.release(oldest)
                 reader = self._readers[shard] = self._format.open(path)
         return reader
+
+    def _is_full(self, shard: int) -> bool:
+        """Whether another one must be closed before a shard is opened; of fetched ones, so that the cache has room."""
+        if len(self._readers) >= self._most:
+            return True
+        bytes_ = sum(self.split.shards[number].bytes for number in (*self._readers, shard)) if self.depot.far else 0
+        return bytes_ > self.depot.room
 
     def let_go(self, shard: int) -> None:
         """Of a shard that is not needed for now."""

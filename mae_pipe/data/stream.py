@@ -11,11 +11,13 @@ import numpy as np
 
 from mae_pipe import recipe
 from mae_pipe.catalog import Catalog
-from mae_pipe.data import ahead, region
+from mae_pipe.data import ahead, processes, region
 from mae_pipe.data.arrange import Begun, arranged, in_words
 from mae_pipe.data.batch import Batch
-from mae_pipe.data.fill import Filler, Numbers
+from mae_pipe.data.fill import Filler, Wanted
+from mae_pipe.data.form import Form
 from mae_pipe.data.index import SampleIndex
+from mae_pipe.data.layout import Numbers
 from mae_pipe.data.manifest import Labels
 from mae_pipe.data.order import Share
 from mae_pipe.data.scout import check_room, scouted
@@ -35,7 +37,7 @@ class Stream:
 
     Args:
         shelf: the images.
-        data: crop, flip, jitter and size; ``data.workers`` threads decode.
+        data: crop, flip, jitter and size; ``data.workers`` threads or processes decode.
         seed: of the run.
         share: which part of a global micro-batch is this rank's.
         training: augmented, in a random order; else the centre view.
@@ -65,7 +67,8 @@ class Stream:
             raise DataError(f"{shelf.folder} has no images to read; look at its manifest.json for what was refused")
         shelf.check_channels(data.channels)
         shelf.check_labels(labels)
-        self._filler = Filler(shelf, data, seed=seed, training=training, labels=labels, views=views)
+        self._wanted = Wanted(shelf.folder, shelf.name, shelf.plugins, data, seed, training, labels, views)
+        self._filler, self._form = Filler(shelf, self._wanted), Form(shelf, self._wanted)
         self.order = arranged(self._blocks(), data, seed, far=shelf.depot.far, begun=begun)
         if isinstance(self.order, Windows) and self.order.lanes > 1 and not data.global_batch % share.advance:
             self.share = replace(share, together=data.global_batch // share.advance)
@@ -74,9 +77,12 @@ class Stream:
     @property
     def about(self) -> str:
         """What is read and how, for people."""
-        threads = counted(self.data.workers, "thread") if self.data.workers else "no threads of their own"
+        count, kind = self.data.workers, self.data.worker_kind
+        workers = counted(count, kind) if count else "no threads of their own"
+        held = (processes.SLOTS if kind == "process" else ahead.AHEAD + 1) if count else 1
+        batches = f"up to {held * self._form.layout(self.share.micro_batch).bytes / 1e6:,.1f} MB of batches under way"
         order = f"{in_words(self.order)}, from {self.shelf.depot.place}" if self.shelf.depot.far else ""
-        found = (f"data: {counted(self.images, 'image')} of {self.shelf.name}", order, threads)
+        found = (f"data: {counted(self.images, 'image')} of {self.shelf.name}", order, workers, batches)
         return f"{', '.join(filter(None, found))}, decoder: {region.decoder()}"
 
     @property
@@ -116,7 +122,11 @@ class Stream:
     def _read(self, plan: Callable[[], Plan]) -> Iterator[Batch]:
         """The batches of a plan; where shards have to be fetched, it is walked a second time, ahead of them."""
         end = threading.Event()
-        batches = ahead.run(plan(), self._filler, self.data.workers, end)
+        if self.data.worker_kind == "process" and self.data.workers:
+            count = self.share.micro_batch
+            batches = processes.run(plan(), self._wanted, self._form, self.data.workers, count=count)
+        else:
+            batches = ahead.run(plan(), self._filler, self._form, self.data.workers, end)
         return scouted(batches, self.shelf, plan(), self.order, end) if self.shelf.depot.far else batches
 
     def _blocks(self) -> Numbers:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mae_pipe import launch
 from mae_pipe.catalog import Catalog
+from mae_pipe.data.device import placed
 from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream, open_stream
@@ -169,8 +170,7 @@ def evaluate(engine: Engine, source: Stream, codebook: int, folder: Path | None)
     sums = torch.zeros(2, dtype=torch.float64, device=engine.device)  # PSNR, images
     shown: tuple[Tensor, Tensor] | None = None
     with closing(source.once()) as batches:  # type: ignore[type-var]
-        for here in batches:
-            batch = here.to(engine.device)
+        for _, batch in placed(batches, engine.device):
             made = engine(batch, mode="metrics")
             real = batch.numbers >= 0
             tokens = made["tokens"][real].flatten()
