@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mae_pipe.catalog import Catalog
+from mae_pipe.copies import copied
+from mae_pipe.data.address import is_url
 from mae_pipe.data.manifest import Manifest
 from mae_pipe.errors import DataError
 from mae_pipe.sharding import Progress, build
@@ -31,23 +33,31 @@ def index(
     workers: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Manifest:
     """Index WebDataset tars, or betons, where they lie; ``out`` becomes a folder of shards like any other.
 
     Args:
-        given: tars, and folders of tars; or betons.
+        given: tars, and folders of tars; or betons; or URLs of them (``copies``), whose shards stay there.
         split: what all of them are; default: what each one's name says, else "train".
         image, label: see the sources ``webdataset`` and ``beton``.
         base: where the shards will be read, a folder or a URL, where that is not here.
         decode: every image; else one of 50, for the statistics, and of the others the headers.
         marks, workers, overwrite, progress: see ``sharding.build``.
+        say: is told what is copied from elsewhere.
     """
+    copies = None
+    if any(map(is_url, given)):
+        if base or not all(map(is_url, given)):
+            raise DataError("URLs and files are given together, or --base with URLs; index one place at a time")
+        copies = copied(given, list(KINDS), say or (lambda text: None))
+        given, base = list(map(str, copies.files)), copies.base
     files = _files(given)
     source, format = KINDS.get(files[0].suffix, KINDS[".tar"])
-    home = Path(os.path.commonpath([file.parent for file in files]))
+    home = copies.folder if copies else Path(os.path.commonpath([file.parent for file in files]))
     options: dict[str, Any] = {"files": [str(file.relative_to(home)) for file in files]}
     options |= {name: value for name, value in (("image", image), ("label", label)) if value}
-    return build(
+    manifest = build(
         home,
         out,
         catalog=catalog,
@@ -65,17 +75,15 @@ def index(
         overwrite=overwrite,
         progress=progress,
     )
+    if copies:
+        copies.into_cache(manifest)
+    return manifest
 
 
 def _files(given: Sequence[str]) -> list[Path]:
     """Whole paths, each once, in the order of their names."""
     found = []
     for text in given:
-        if "://" in text:
-            raise DataError(
-                f"{text} is a URL: every byte has to be read once, so copy the shards here, index the copy with "
-                f"--base {text.rpartition('/')[0]}, and delete it"
-            )
         path = Path(text)
         if path.is_dir():
             inside = [file for ending in KINDS for file in sorted(path.glob(f"*{ending}"))]

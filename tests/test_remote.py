@@ -21,6 +21,7 @@ from mae_pipe import recipe
 from mae_pipe.catalog import Catalog
 from mae_pipe.cli import order as order_cli
 from mae_pipe.cli import shard as shard_cli
+from mae_pipe.copies import braces
 from mae_pipe.data import cache as caching
 from mae_pipe.data import fetch
 from mae_pipe.data.batch import Batch
@@ -30,6 +31,7 @@ from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream, open_stream
 from mae_pipe.direct import origin_of, shards_of
 from mae_pipe.errors import DataError
+from mae_pipe.indexing import index
 from mae_pipe.sharding import build
 from mae_pipe.verifying import verify
 from tests.servers import KINDS, Plan, of_folder, serving
@@ -348,3 +350,77 @@ def test_an_early_end_does_not_wait_for_a_server_that_stalls(shards: Path, monke
         next(batches)
         batches.close()  # type: ignore[attr-defined]
         stream.close()
+
+
+@pytest.fixture
+def tars(images: Path, tmp_path: Path) -> Path:
+    """A folder of tars that somebody made, without a manifest."""
+    out = tmp_path / "made"
+    build(images, out, catalog=Catalog(), workers=1, per_shard=PER_SHARD)
+    for path in out.iterdir():
+        if path.suffix != ".tar":
+            path.unlink()
+    return out
+
+
+@pytest.mark.parametrize("how", ["a pattern", "a folder", "one by one"])
+def test_tars_of_others_are_indexed_where_they_lie(tars: Path, tmp_path: Path, how: str) -> None:
+    local = tmp_path / "local"
+    index([str(tars)], local, catalog=Catalog())
+    with serving(of_folder(tmp_path), Plan(lambda path, number: "reset" if number % 4 == 1 else "")) as (url, plan):
+        given = {
+            "a pattern": [f"{url}/made/train-{{000000..000009}}.tar", f"{url}/made/val-{{000000..000002}}.tar"],
+            "a folder": [tars.as_uri()],
+            "one by one": [f"{url}/made/{path.name}" for path in tars.iterdir()],
+        }[how]
+        said: list[str] = []
+        manifest = index(given, tmp_path / "index", catalog=Catalog(), say=said.append)
+        assert manifest.base == (tars.as_uri() if how == "a folder" else f"{url}/made")
+        assert said[0].startswith("copying 13 shards from ")
+        asked = len(plan.requests)
+        assert_same(first(opened(tmp_path / "index"), 12), first(opened(local), 12))
+        assert len(plan.requests) == asked, "the cache has them already"
+        shutil.rmtree(caching.home())
+        assert_same(first(opened(tmp_path / "index"), 12), first(opened(local), 12))
+    assert list(caching.home().glob("copies/*/*")) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["http://127.0.0.1:9/set"], r"name the shards, such as http://127.0.0.1:9/set/train-\{000..127\}.tar"),
+        (["http://127.0.0.1:9/a-{9..1}.tar"], "no rising range"),
+        (["http://127.0.0.1:9/a-{1..99999999}.tar"], "no rising range"),
+        (["http://127.0.0.1:9/a-{x}.tar"], "is no range"),
+        (["http://127.0.0.1:9/a.tar", "http://127.0.0.1:8/b.tar"], "several places"),
+        (["http://127.0.0.1:9/a.tar?sig=secret"], "has a key in it"),
+        (["http://127.0.0.1:9/a.tar", "b.tar"], "given together"),
+        (["pipe:cat x.tar"], "no URL"),
+        (["http://127.0.0.1:9/a.tar"], "a.tar cannot be fetched"),
+    ],
+)
+def test_urls_that_cannot_be_indexed_are_sentences(tmp_path: Path, given: list[str], words: str) -> None:
+    with pytest.raises(DataError, match=words) as caught:
+        index(given, tmp_path / "index", catalog=Catalog())
+    assert "secret" not in str(caught.value)
+
+
+def test_patterns_are_spelt_out_as_shells_do_it() -> None:
+    assert braces("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
+    assert braces("a-{8..10}.tar") == ["a-8.tar", "a-9.tar", "a-10.tar"]
+    assert braces("{a,b}/{0..1}") == ["a/0", "a/1", "b/0", "b/1"]
+
+
+def test_shards_are_spread_by_shuffle_and_hold_the_same_images(images: Path, tmp_path: Path) -> None:
+    for name, shuffle in (("plain", False), ("one", True), ("two", True)):
+        build(images, tmp_path / name, catalog=Catalog(), workers=1, per_shard=PER_SHARD, shuffle=shuffle)
+    keys = {}
+    for name in ("plain", "one", "two"):
+        with closing(opened(tmp_path / name)) as stream:
+            keys[name] = [stream.index.key(row) for row in range(48)]
+            labels = [int(label) for label in stream.index.label]
+        assert all(key.startswith(f"class{label}/") for key, label in zip(keys[name], labels, strict=True))
+    assert keys["one"] == keys["two"] != keys["plain"]
+    assert sorted(keys["one"]) == sorted(keys["plain"])
+    classes = [{key[:6] for key in keys["one"][start : start + PER_SHARD]} for start in range(0, 45, PER_SHARD)]
+    assert sum(map(len, classes)) > 1.5 * len(classes), "shards in the order of names hold one class, mostly"

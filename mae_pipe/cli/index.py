@@ -57,7 +57,8 @@ def index(
 ) -> None:
     """Index WebDataset tars, or betons of FFCV's, that others made, without rewriting them.
 
-    SHARDS are .tar or .beton files, or folders of them. Every header, count and image is checked, and OUT is then used
+    SHARDS are .tar or .beton files, or folders or URLs of them (s3://bucket/set, https://host/train-{000..127}.tar),
+    which are copied here once and stay where they are. Every header, count and image is checked, and OUT is then used
     as a folder of shards is: mae-pipe pretrain RECIPE --shards OUT. Images that would have to be converted (CMYK,
     rotated, 16 bits, ...) are left out by name; `mae-pipe shard` converts them. A file that is cut or damaged is an
     error that names it. Betons are read without ffcv.
@@ -81,6 +82,7 @@ def index(
             marks=marks,
             workers=workers,
             overwrite=overwrite,
+            say=lambda text: click.echo(text, err=True),
             progress=lambda done, refused, total: show(done, total, f"{refused:,} refused" if refused else ""),
         )
     summary(manifest, out, time.monotonic() - began)

@@ -91,6 +91,14 @@ class Cache:
         """Where it is, or will be."""
         return self.folder / (part.sha256 + "".join(PurePosixPath(part.name).suffixes[-1:]))
 
+    def adopt(self, part: Shard, file: Path) -> None:
+        """Take a whole file of that content, where there is room for it without anything else going."""
+        held = sum(size for _, _, size in _entries(self.folder))
+        if held + part.bytes > self.size or self.path(part).exists():
+            return
+        with contextlib.suppress(OSError):  # from another disk, say: then it is fetched when it is needed
+            file.rename(self.path(part))
+
     def drop(self, part: Shard) -> None:
         """Forget a file that turned out to be damaged; who reads it goes on with what he has."""
         self.path(part).unlink(missing_ok=True)
