@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -27,15 +28,14 @@ def mirrored(url: str) -> Path:
     What the manifest names besides the shards comes with it. Every process of a job may call it at once.
     """
     address = Address.of(url)
-    text = bytearray()
-    fetch(address / NAME, text.extend, limit=LIMIT, stop=threading.Event())
+    text = _manifest(address)
     place = home() / "remote" / hashlib.sha256(str(address).encode()).hexdigest()[:16]
-    folder = place / hashlib.sha256(address.url.encode() + bytes(text)).hexdigest()[:16]
+    folder = place / hashlib.sha256(address.url.encode() + text).hexdigest()[:16]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with FileLock(place / "lock"):  # the first process of a job fetches, the others wait for it
         if not (folder / NAME).exists():
-            manifest = _here(bytes(text), address, folder)
+            manifest = _here(text, address, folder)
             for split in manifest.splits.values():
                 for part in (split.index, split.marks):
                     if part is not None:
@@ -44,6 +44,17 @@ def mirrored(url: str) -> Path:
                 manifest.save(folder)
     Manifest.load(folder)
     return folder
+
+
+def _manifest(address: Address) -> bytes:
+    """The manifest's text; what is no JSON at all may have been damaged on the way, and is fetched again."""
+    for _ in range(COPIES):
+        text = bytearray()
+        fetch(address / NAME, text.extend, limit=LIMIT, stop=threading.Event())
+        with contextlib.suppress(ValueError, RecursionError):
+            json.loads(text)
+            break
+    return bytes(text)
 
 
 def _here(text: bytes, address: Address, folder: Path) -> Manifest:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from mae_pipe import recipe
-from mae_pipe.data.arrange import arranged, as_recorded, in_words
+from mae_pipe.data.arrange import advice, arranged, as_recorded, classes_in_windows, in_words
 from mae_pipe.data.order import Order, Share
 from mae_pipe.data.windows import Windows
 
@@ -133,3 +133,15 @@ def test_ranks_share_out_a_global_batch_whether_in_one_or_in_parts(
     assert np.array_equal(
         np.concatenate([p for rank in parts for p in rank]), np.arange(step * size, (step + 1) * size)
     )
+
+
+def test_windows_of_few_classes_are_told_and_mixed_ones_are_not() -> None:
+    labels = np.repeat(np.arange(100, dtype=np.int32), 50)  # shards in the order of folders
+    order = Windows(np.full(50, 100, np.int64), 3, together=4)
+    assert classes_in_windows(order, labels) == (8, 97)
+    assert "images that are shuffled together are of 8 classes, where they could be of 97" in advice(order, labels)
+    mixed = np.random.default_rng(0).permutation(labels)
+    assert classes_in_windows(order, mixed)[0] > 90
+    assert advice(order, mixed) == ""
+    assert advice(order, np.full(5000, -1, np.int32)) == ""
+    assert advice(Order(5000, 0), labels) == ""

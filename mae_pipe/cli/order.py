@@ -61,7 +61,7 @@ def order(
 
     from mae_pipe import recipe
     from mae_pipe.catalog import Catalog
-    from mae_pipe.data.arrange import arranged, in_words
+    from mae_pipe.data.arrange import advice, arranged, in_words
     from mae_pipe.data.order import Order, Share
     from mae_pipe.data.shelf import Shelf
     from mae_pipe.direct import shards_of
@@ -84,6 +84,7 @@ def order(
         name = shelf.manifest.classes[label] if label >= 0 else ""
         rank = position % job.advance // micro_batch
         rows.append((str(position), str(rank), index.key(number), name, shard))
+    labels = np.array(index.label)
     shelf.close()
     columns = ("position", "rank", "key", "class", "shard")
     if tsv:
@@ -101,3 +102,5 @@ def order(
         f"rule {rule}; a micro-batch of every process takes {job.advance} places",
         highlight=False,
     )
+    if said := advice(arrangement, labels):
+        console.print(said, highlight=False)

@@ -54,3 +54,25 @@ def in_words(order: Order | Windows) -> str:
         return "shuffled as a whole"
     window = order.images * order.together * order.lanes / len(order.blocks)
     return f"shuffled in windows of about {round(window):,} images, {order.together * order.lanes} shards"
+
+
+def classes_in_windows(order: Windows, labels: NDArray[np.int32]) -> tuple[int, int]:
+    """Classes in a window, the median of a few; and in as many images drawn from everywhere."""
+    size = min(order.images, round(order.images * order.together * order.lanes / len(order.blocks)))
+    starts = range(0, order.images - size + 1, size)[:5]
+    found = [len(np.unique(labels[order.at(np.arange(start, start + size))])) for start in starts]
+    anywhere = np.random.default_rng(0).choice(order.images, size, replace=False)
+    return int(np.median(found)), len(np.unique(labels[anywhere]))
+
+
+def advice(order: Order | Windows, labels: NDArray[np.int32]) -> str:
+    """What to say where windows hold far fewer classes than they could; "" where they do not."""
+    if isinstance(order, Order) or not len(labels) or int(labels[0]) < 0:
+        return ""
+    found, possible = classes_in_windows(order, labels)
+    if found >= 0.7 * possible:
+        return ""
+    return (
+        f"classes lie together in these shards: images that are shuffled together are of {found} classes, where they "
+        f"could be of {possible}; build the shards with mae-pipe shard --shuffle, or raise data.window"
+    )

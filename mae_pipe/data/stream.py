@@ -12,7 +12,7 @@ import numpy as np
 from mae_pipe import recipe
 from mae_pipe.catalog import Catalog
 from mae_pipe.data import ahead, processes, region
-from mae_pipe.data.arrange import Begun, arranged, in_words
+from mae_pipe.data.arrange import Begun, advice, arranged, in_words
 from mae_pipe.data.batch import Batch
 from mae_pipe.data.fill import Filler, Wanted
 from mae_pipe.data.form import Form
@@ -76,14 +76,16 @@ class Stream:
 
     @property
     def about(self) -> str:
-        """What is read and how, for people."""
+        """What is read and how, and what would be better, for people."""
         count, kind = self.data.workers, self.data.worker_kind
         workers = counted(count, kind) if count else "no threads of their own"
         held = (processes.SLOTS if kind == "process" else ahead.AHEAD + 1) if count else 1
         batches = f"up to {held * self._form.layout(self.share.micro_batch).bytes / 1e6:,.1f} MB of batches under way"
         order = f"{in_words(self.order)}, from {self.shelf.depot.place}" if self.shelf.depot.far else ""
         found = (f"data: {counted(self.images, 'image')} of {self.shelf.name}", order, workers, batches)
-        return f"{', '.join(filter(None, found))}, decoder: {region.decoder()}"
+        said = f"{', '.join(filter(None, found))}, decoder: {region.decoder()}"
+        labels = self.index.label if self.rows is None else self.index.label[self.rows]
+        return "\n".join(filter(None, (said, advice(self.order, labels))))
 
     @property
     def index(self) -> SampleIndex:
