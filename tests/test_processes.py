@@ -97,9 +97,17 @@ def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
 
 
 def children() -> list[int]:
-    """Of all threads of this process."""
+    """The worker processes of this one."""
     found = Path("/proc/self/task").glob("*/children")
-    return [int(word) for path in found for word in path.read_text(encoding="ascii").split()]
+    numbers = [int(word) for path in found for word in path.read_text(encoding="ascii").split()]
+    return sorted(number for number in numbers if b"mae_pipe.data.worker" in _command(number))
+
+
+def _command(number: int) -> bytes:
+    try:
+        return Path(f"/proc/{number}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def memory() -> int:
