@@ -31,6 +31,10 @@ trap 'rm -rf "$work"' EXIT
     echo
     "$python" -m pytest -q tests/test_masks.py tests/test_conformance.py 2>&1 | tail -n 5
     echo
+    echo "## Batches are copied while a step works, whole and in order; worker processes fill page-locked memory"
+    echo
+    "$python" -m pytest -q tests/test_device.py tests/test_processes.py 2>&1 | tail -n 5
+    echo
     echo "## ZeRO stages give the same losses"
     echo
     "$python" -m pytest -q tests/test_engine.py tests/test_resume.py 2>&1 | tail -n 5
