@@ -42,6 +42,7 @@ def mirrored(url: str) -> Path:
                         _keep(part, address / part.name, folder)
             with writing(folder):
                 manifest.save(folder)
+                (folder / ("." + NAME)).unlink()
     Manifest.load(folder)
     return folder
 

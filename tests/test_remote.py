@@ -426,3 +426,19 @@ def test_shards_are_spread_by_shuffle_and_hold_the_same_images(images: Path, tmp
     assert sorted(keys["one"]) == sorted(keys["plain"])
     classes = [{key[:6] for key in keys["one"][start : start + PER_SHARD]} for start in range(0, 45, PER_SHARD)]
     assert sum(map(len, classes)) > 1.5 * len(classes), "shards in the order of names hold one class, mostly"
+
+
+def test_what_failed_ahead_of_its_need_is_tried_again_when_it_is_needed(shards: Path) -> None:
+    """A server that is away for a while: shards that were to be fetched ahead meanwhile are not lost."""
+    with serving(of_folder(shards)) as (url, plan):
+        stream = opened(url)
+        early = stream.index.shard[stream.order.at(np.arange(16))]
+        soon = {f"/{stream.shelf.split.shards[shard].name}" for shard in early}
+        plan.fault = lambda path, number: "" if path in soon else "503"
+        with closing(stream), closing(stream.batches()) as batches:  # type: ignore[type-var]
+            came = [next(batches)]
+            while len(plan.faults) < 6 * (10 - len(soon)):  # until all of them have failed for good
+                assert threading.active_count()
+            plan.fault = lambda path, number: ""
+            came += list(itertools.islice(batches, 11))
+    assert_same(came, first(opened(shards), 12))

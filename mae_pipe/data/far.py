@@ -82,7 +82,7 @@ class _Jobs:
     def want(self, number: int, *, urgent: bool = False) -> _Job:
         with self._changed:
             job = self._jobs.get(number)
-            if job is None:
+            if job is None or (urgent and job.error and not job.urgent):  # what failed ahead of its need is tried again
                 job = self._jobs[number] = _Job(number)
                 if self._threads < FETCHERS:
                     self._threads += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ class Scout:
         self._shelf, self._depot, self._needs, self._room = shelf, depot, needs, room
         self._last: dict[int, int] = {}  # shard -> the latest batch that is known to need it
         self._reader, self._stop = 0, threading.Event()
-        self._thread = threading.Thread(target=self._walk, daemon=True, name="scout")
+        self._thread = threading.Thread(target=self._walk_quietly, daemon=True, name="scout")
 
     def passed(self, batches: int) -> None:
         """The reader has had so many batches."""
@@ -53,6 +54,10 @@ class Scout:
         self._thread.join()
         for number in self._last:
             self._shelf.let_go(number)
+
+    def _walk_quietly(self) -> None:
+        with contextlib.suppress(Exception):  # the reader comes to it as well, and is told
+            self._walk()
 
     def _walk(self) -> None:
         taken = 0
