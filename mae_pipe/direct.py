@@ -15,6 +15,7 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.data.address import Address, is_url
 from mae_pipe.data.cache import home
 from mae_pipe.data.manifest import NAME, Manifest
+from mae_pipe.data.place import INDEX
 from mae_pipe.data.scan import Source, scan
 from mae_pipe.data.sources import open_source, recognised
 from mae_pipe.disk import write_whole, writing
@@ -44,6 +45,9 @@ def shards_of(given: Path | str, catalog: Catalog, console: Console | None = Non
         given = Path(given)
     if not given.exists() or (given / NAME).exists():
         return given
+    left = next(given.glob(f"*{INDEX}"), None) if given.is_dir() else None
+    if left is not None:  # its tars would be taken for somebody's, and missing ones for none
+        raise DataError(f"{given} holds {left.name} but no {NAME}, so it is not all of these shards; copy them again")
     name = recognised(given, catalog)
     source = open_source(given, name, catalog, {})
     try:

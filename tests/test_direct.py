@@ -190,3 +190,11 @@ def test_losses_are_bit_for_bit_those_of_the_shards_and_a_run_goes_on_with_eithe
     rest = rows(tmp_path / "c2.log")
     assert 0 < len(rest) < len(whole)
     assert rest == whole[-len(rest) :]
+
+
+def test_shards_without_their_manifest_are_not_taken_for_tars_of_others(image_folder: Path, tmp_path: Path) -> None:
+    """One of which may be missing as well: found by tests/test_faults.py, as 32 of 40 images without a word."""
+    build(image_folder, tmp_path / "shards", catalog=Catalog(), workers=1, per_shard=7)
+    (tmp_path / "shards" / "manifest.json").unlink()
+    with pytest.raises(DataError, match=r"holds train.index.safetensors but no manifest.json, .* copy them again"):
+        shards_of(tmp_path / "shards", Catalog())
