@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from mae_pipe.wording import counted, size_of
 
+UNSTEADY = 1.3  # times as fast as the slowest round
+
 if TYPE_CHECKING:
     from mae_pipe.benching.choice import Choice, Figure
     from mae_pipe.benching.data import Bench
@@ -44,6 +46,8 @@ def sentences(found: Bench, wanted: float | None) -> list[str]:
         "Images/s: the slowest, the middle and the fastest round, with all files in memory, in one process.",
         "Fidelity: how far stored images lie from the originals; from 40 dB on it is hard to see; exact: not at all.",
     ]
+    if _restless(found):
+        said.append("The rounds differ much, so other programs were busy: run it again later, or with more --rounds.")
     if any(figure.command for figure in found.figures):
         said.append(
             "A format is built with: mae-pipe shard IMAGES OUT, and the options that are its name; IMAGES are what "
@@ -51,6 +55,12 @@ def sentences(found: Bench, wanted: float | None) -> list[str]:
         )
     said += [f"Note: {line}." for line in found.notes]
     return [*said, _disk(found), "", *(_chosen(found, wanted) if wanted else _steps(found))]
+
+
+def _restless(found: Bench) -> bool:
+    """Whether most rounds were disturbed."""
+    rounds = [rates for figure in found.figures for rates in figure.rates.values()]
+    return 2 * sum(max(rates) > UNSTEADY * min(rates) for rates in rounds) > len(rounds)
 
 
 def _disk(found: Bench) -> str:
