@@ -65,7 +65,8 @@ class Builds:
             coarse.resize(tuple(draw.integers(20, 50, 2)), Image.Resampling.BICUBIC).save(path)
             self.keys.append(f"class{number % 3}/{number}")
         self.shelves = {}
-        for (form, options), per_shard in itertools.product([*FORMS.items(), (PLANES, {"planes": True})], PER_SHARD):
+        forms: dict[str, dict[str, object]] = {**FORMS, PLANES: {"planes": True}}
+        for (form, options), per_shard in itertools.product(forms.items(), PER_SHARD):
             out = folder / f"{form}-{per_shard}"
             given: dict[str, object] = {"catalog": Catalog(), "workers": 1, "per_shard": per_shard, **options}
             build(folder / "images", out, **given)  # type: ignore[arg-type]

@@ -159,6 +159,8 @@ def _threads(count: int) -> str:
 def _three(rates: list[float]) -> str:
     import statistics
 
+    if len(rates) == 1:
+        return _count(rates[0])
     return " / ".join(map(_count, (min(rates), statistics.median(rates), max(rates))))
 
 
