@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import shutil
 import tempfile
@@ -112,6 +113,12 @@ def available_memory() -> int:
     if limit and used and limit[0].isdigit():
         free = min(free, int(limit[0]) - int(used[0]))
     return free
+
+
+def processor() -> str:
+    """What the processor calls itself."""
+    named = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    return named[0] if named else platform.machine()
 
 
 def _lines(path: str) -> list[str]:

@@ -94,14 +94,18 @@ class _Jobs:
     def wait(self, number: int) -> Held:
         """A file that is here; its failure is said once, and who asks again tries again."""
         end: threading.Event = getattr(_READER, "end", None) or threading.Event()
-        job = self.want(number, urgent=True)
-        with self._changed:
-            self._changed.wait_for(lambda: job.held or job.error or job.stop.is_set() or end.is_set())
-            if job.held:
-                return job.held
-            if job.error and self._jobs.get(number) is job:
-                del self._jobs[number]
-        raise job.error or Abandoned
+        while not end.is_set() and not self._closed:  # a job that another reader has dropped is wanted again
+            job = self.want(number, urgent=True)
+            with self._changed:
+                while not (job.held or job.error or job.stop.is_set() or end.is_set()):
+                    self._changed.wait()
+                if job.held and not job.stop.is_set():
+                    return job.held
+                if job.error and self._jobs.get(number) is job:
+                    del self._jobs[number]
+            if job.error and not isinstance(job.error, Abandoned):
+                raise job.error
+        raise Abandoned
 
     def drop(self, number: int) -> None:
         with self._changed:

@@ -1,0 +1,1 @@
+"""What this machine does with each way to store some images."""
