@@ -21,7 +21,7 @@ def bench() -> None:
 
 
 @bench.command()
-@click.argument("shards", type=PLACE)
+@click.argument("shards", metavar="SHARDS", type=PLACE)
 @click.option("--split", default="train", show_default=True, help="Of the shards.")
 @click.option(
     "--recipe",

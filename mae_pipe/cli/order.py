@@ -10,7 +10,7 @@ from mae_pipe.cli.places import PLACE
 
 
 @click.command()
-@click.argument("shards", type=PLACE)
+@click.argument("shards", metavar="SHARDS", type=PLACE)
 @click.option("--split", default="train", show_default=True, help="Of the shards.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the run.")
 @click.option("--epoch", type=click.IntRange(min=0), default=0, show_default=True, help="The first one is 0.")
