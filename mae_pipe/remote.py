@@ -33,6 +33,7 @@ def mirrored(url: str) -> Path:
     folder = place / hashlib.sha256(address.url.encode() + text).hexdigest()[:16]
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        place.chmod(0o700)  # the URL may have a key in it
     with FileLock(place / "lock"):  # the first process of a job fetches, the others wait for it
         if not (folder / NAME).exists():
             manifest = _here(text, address, folder)

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from mae_pipe import __version__, recipe
 from mae_pipe.catalog import Catalog
 from mae_pipe.data import region
+from mae_pipe.data.address import without_keys
 from mae_pipe.data.arrange import Begun, as_recorded
 from mae_pipe.data.manifest import NAME as SHARDS_MANIFEST
 from mae_pipe.data.manifest import Manifest
@@ -104,7 +105,7 @@ class Run:
                     "versions": versions,
                     "decoder": region.decoder(),
                     "python": sys.version.split()[0],
-                    "command": sys.argv,
+                    "command": [without_keys(word) for word in sys.argv],
                     "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                 }
                 write_whole(self.folder / "run.json", _json(record))

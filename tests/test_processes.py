@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from mae_pipe import recipe
@@ -30,6 +29,7 @@ from mae_pipe.data.stream import Stream, open_stream
 from mae_pipe.direct import shards_of
 from mae_pipe.errors import DataError, TrainingError
 from mae_pipe.sharding import build
+from tests.batches import assert_same, first
 from tests.servers import of_folder, serving
 
 IMAGES = 23
@@ -82,18 +82,6 @@ def opened(shards: Path, kind: str, share: Share | None = None, *, workers: int 
     data = recipe.Data(**{"size": 16, "workers": workers, "worker_kind": kind, **changes})
     chosen = share or Share(micro_batch=4)
     return open_stream(shards, "train", data, seed=0, share=chosen, catalog=Catalog(), **given)
-
-
-def first(stream: Stream, count: int, start: int = 0) -> list[Batch]:
-    with closing(stream), closing(stream.batches(start)) as batches:  # type: ignore[type-var]
-        return list(itertools.islice(batches, count))
-
-
-def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
-    assert len(ours) == len(theirs)
-    for a, b in zip(ours, theirs, strict=True):
-        for name in vars(a):
-            assert torch.equal(getattr(a, name), getattr(b, name)), name
 
 
 def children() -> list[int]:

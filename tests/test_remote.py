@@ -25,6 +25,7 @@ from mae_pipe.cli import shard as shard_cli
 from mae_pipe.copies import braces
 from mae_pipe.data import cache as caching
 from mae_pipe.data import fetch
+from mae_pipe.data.address import without_keys
 from mae_pipe.data.batch import Batch
 from mae_pipe.data.fetch import Patience
 from mae_pipe.data.manifest import Manifest
@@ -35,6 +36,7 @@ from mae_pipe.errors import DataError
 from mae_pipe.indexing import index
 from mae_pipe.sharding import build
 from mae_pipe.verifying import verify
+from tests.batches import assert_same, first
 from tests.servers import KINDS, Plan, of_folder, serving
 
 IMAGES, PER_SHARD = 60, 5
@@ -70,18 +72,6 @@ def shards(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(place: Path | str, share: Share = Share(micro_batch=4), split: str = "train", **changes: Any) -> Stream:  # noqa: B008
     data = recipe.Data(**{"size": 16, "workers": 2, **WINDOWED, **changes})  # type: ignore[arg-type]
     return open_stream(shards_of(place, Catalog()), split, data, seed=0, share=share, catalog=Catalog())
-
-
-def first(stream: Stream, count: int, start: int = 0) -> list[Batch]:
-    with closing(stream), closing(stream.batches(start)) as batches:  # type: ignore[type-var]
-        return list(itertools.islice(batches, count))
-
-
-def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
-    assert len(ours) == len(theirs)
-    for a, b in zip(ours, theirs, strict=True):
-        for name in vars(a):
-            assert torch.equal(getattr(a, name), getattr(b, name)), name
 
 
 def test_they_give_the_batches_of_a_folder_and_fetch_each_shard_once_an_epoch(shards: Path) -> None:
@@ -301,6 +291,28 @@ def test_keys_in_a_url_are_used_and_not_told(shards: Path, tmp_path: Path) -> No
         with pytest.raises(DataError) as caught:
             opened(url)
         assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["loop", "403", "reset at once", "stall"])
+def test_keys_in_a_url_are_not_told_when_it_fails(shards: Path, kind: str) -> None:
+    with serving(of_folder(shards), Plan(lambda path, number: kind)) as (url, _), pytest.raises(DataError) as caught:
+        opened(url.replace("://", "://user:secret@") + "/?sig=secret")
+    assert "secret" not in str(caught.value)
+
+
+def test_keys_in_a_url_are_for_this_user_alone_and_not_in_a_runs_command(shards: Path) -> None:
+    with serving(of_folder(shards)) as (url, _):
+        folder = shards_of(f"{url}/?sig=secret", Catalog())
+    assert folder.parent.stat().st_mode & 0o077 == 0
+    words = [
+        "--shards",
+        "https://me:secret@host:80/a/b?sig=secret",
+        "--shards=http://host/a?x=secret&y",
+        "--set",
+        "a=b?",
+    ]
+    kept = ["--shards", "https://host:80/a/b", "--shards=http://host/a", "--set", "a=b?"]
+    assert [without_keys(word) for word in words] == kept
 
 
 def test_files_may_be_at_a_file_url(shards: Path) -> None:

@@ -21,6 +21,7 @@ from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream, open_stream
 from mae_pipe.errors import DataError
 from mae_pipe.sharding import build
+from tests.batches import assert_same
 
 IMAGES = 23
 
@@ -62,13 +63,6 @@ def first(stream: Stream, count: int, start: int = 0) -> list[Batch]:
     taken = list(itertools.islice(batches, count))
     batches.close()  # type: ignore[attr-defined]
     return taken
-
-
-def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
-    assert len(ours) == len(theirs)
-    for a, b in zip(ours, theirs, strict=True):
-        for name in vars(a):
-            assert torch.equal(getattr(a, name), getattr(b, name)), name
 
 
 def test_a_stream_started_later_gives_the_same_batches(shards: Path) -> None:

@@ -19,7 +19,8 @@ from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream, open_stream
 from mae_pipe.errors import TrainingError
 from mae_pipe.sharding import build
-from tests.test_processes import assert_same, children, memory
+from tests.batches import assert_same
+from tests.test_processes import children, memory
 
 ODD = """
 import os

@@ -12,12 +12,18 @@ from mae_pipe.errors import DataError, closest
 EXTRAS = {"s3": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az"}  # protocol -> what mae-pipe[...] brings for it
 WEB = ("http", "https")
 PROTOCOLS = (*WEB, *EXTRAS, "hf", "file")
+_KEYS = re.compile(r"(https?://)(?:[^/?#\s]*@)?([^?\s'\"]*)(?:\?[^\s'\"]*)?")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.+)", re.DOTALL)
 
 
 def is_url(text: str) -> bool:
     """Whether it is meant as a URL, and not as a path; also such as will be refused."""
     return "://" in text or text.startswith("pipe:")
+
+
+def without_keys(text: str) -> str:
+    """A text whose URLs have no password, and nothing after a ``?``, where keys are."""
+    return _KEYS.sub(r"\1\2", text)
 
 
 @dataclass(frozen=True)
@@ -67,10 +73,7 @@ class Address:
         return urlsplit(self.url).path.rpartition("/")[2]
 
     def __str__(self) -> str:
-        if self.protocol not in WEB:
-            return self.url.partition("?")[0]
-        parts = urlsplit(self.url)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        return without_keys(self.url) if self.protocol in WEB else self.url.partition("?")[0]
 
 
 def _below(path: str, name: str) -> str:

@@ -18,7 +18,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from mae_pipe.data.address import EXTRAS, WEB, Address
+from mae_pipe.data.address import EXTRAS, WEB, Address, without_keys
 from mae_pipe.errors import DataError
 from mae_pipe.wording import counted
 
@@ -292,4 +292,4 @@ def _skipped(response: Any, start: int, size: int | None) -> int:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return without_keys((str(error).strip() or type(error).__name__).splitlines()[0])[:200]
