@@ -1,0 +1,5 @@
+"""The seam to DeepSpeed, and all that knows it."""
+
+from mae_pipe.engine.seam import Engine
+
+__all__ = ["Engine"]

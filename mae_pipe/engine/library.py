@@ -1,0 +1,27 @@
+"""DeepSpeed, imported so that it is quiet and compiles nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from typing import Any
+
+import torch
+
+
+def deepspeed() -> Any:
+    """DeepSpeed, quiet, for the accelerator that torch has."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import deepspeed as library
+        import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # DeepSpeed calls collectives by names that torch is about to change; nothing that a user could mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
+    if not torch.cuda.is_available():
+        # Its only CPU extension serves inference; compiling it would take a minute.
+        library.ops.__compatible_ops__ = {}
+    return library
