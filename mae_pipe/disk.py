@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from mae_pipe.errors import DiskError
 
@@ -45,13 +46,20 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: a temporary one, synced, renamed."""
+@contextlib.contextmanager
+def writing_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into, which takes the place of ``path`` when it is whole: synced, then renamed."""
     with writing(path.parent):
         new = path.with_name(f".{path.name}.tmp")
         with new.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)
         sync_folder(path.parent)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    with writing_whole(path) as file:
+        file.write(content)

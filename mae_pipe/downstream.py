@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
+from torch import Tensor
 
 from mae_pipe import launch, runs
 from mae_pipe.catalog import Catalog
+from mae_pipe.checkpoints import Archive
 from mae_pipe.classification import UNTRAINED, Classification, read_weights
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream
@@ -28,6 +31,7 @@ from mae_pipe.optim import Groups, Plan, layer_of, no_decay_finetuning, paramete
 from mae_pipe.recipe import Data, Downstream, Pretrain
 from mae_pipe.runs import Run, about_data, about_plugins
 from mae_pipe.trainer import train
+from mae_pipe.weights import entry_of
 
 MODEL = "model.safetensors"
 RESULT = "result.json"
@@ -115,14 +119,12 @@ def downstream(
         journal.write("eval", step, split=recipe.eval_split, images=held_out.images, **metrics)
         return metrics
 
+    told = {"recipe": recipe, "classes": classes, "encoder": pretrained.encoder}
+    saver = folder.saver(engine, recipe, plan, partial(publish, folder, told, untouched))
+
     def save(step: int) -> None:
         agree_on_buffers(task.head)
-        folder.save(engine, step, keep=recipe.saving.keep_last)
-        whole = engine.weights()
-        if here.rank == 0:
-            metadata = {"step": step, "recipe": recipe.model_dump(mode="json"), "classes": classes}
-            metadata["encoder"] = pretrained.encoder.model_dump(mode="json")
-            folder.save_weights(MODEL, {**whole, **untouched}, metadata)
+        saver.save(step)
 
     def after_step(step: int) -> None:
         if step % plan.steps_of(recipe.eval_every_epochs) == 0 and step < plan.steps:
@@ -141,6 +143,7 @@ def downstream(
             log_every=recipe.logging.every_steps,
             save_every=plan.steps_of(recipe.saving.every_epochs),
             save=save,
+            finish=saver.finish,
             after_step=after_step,
         )
     # Not in the loop: a run that was stopped after its last step still gets its result.
@@ -150,6 +153,14 @@ def downstream(
     stream.close()
     held_out.close()
     return result
+
+
+def publish(folder: Run, told: dict[str, Any], untouched: dict[str, Tensor], archive: Archive) -> None:
+    """``model.safetensors``, encoder and head; ``untouched`` weights as they were read."""
+    metadata: dict[str, Any] = {"step": archive.record.step}
+    metadata |= {n: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for n, v in told.items()}
+    entries = [entry for entry in archive.entries() if entry.name not in untouched]
+    folder.save_weights(MODEL, [*entries, *map(entry_of, untouched, untouched.values())], metadata)
 
 
 def _result(

@@ -95,12 +95,13 @@ class Plan:
                 f"set it to a multiple, such as data.global_batch={fits}"
             )
         share = data.global_batch // world
-        micro = min(data.micro_batch, share)
-        if share % micro:
-            fits = next(m for m in range(micro, 0, -1) if share % m == 0)
+        most = min(data.micro_batch, share)
+        micro = next(m for m in range(most, 0, -1) if share % m == 0)
+        if 2 * micro < most:
             raise RecipeError(
-                f"data.global_batch {data.global_batch} is {share} images a process, no multiple of data.micro_batch "
-                f"{data.micro_batch}; set data.micro_batch={fits}"
+                f"data.global_batch {data.global_batch} is {share} images a process, and no number near "
+                f"data.micro_batch {data.micro_batch} divides that; set data.micro_batch={micro}, or change the "
+                "global batch"
             )
         return cls(
             images=images,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from mae_pipe import guards, launch
 from mae_pipe.catalog import Catalog
+from mae_pipe.checkpoints import Archive
 from mae_pipe.data.batch import Batch
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream, open_stream
@@ -68,17 +70,9 @@ def pretrain(
     journal = Journal(out, active=here.rank == 0)
     journal.cut(start)
 
-    def save(step: int) -> None:
-        run.save(engine, step, keep=recipe.saving.keep_last)
-        write_weights(step)
-
-    def write_weights(step: int) -> None:
-        weights = engine.weights()
-        if here.rank == 0:
-            save_weights(run, recipe, weights, step)
-
-    if start == plan.steps:  # it may have been killed between its last checkpoint and its weights
-        write_weights(start)
+    saver = run.saver(engine, recipe, plan, lambda archive: publish(run, recipe, archive))
+    if start == plan.steps and here.rank == 0 and checkpoint is not None:
+        publish(run, recipe, Archive.of(checkpoint))  # it may have been killed between the two
     every = plan.steps_of(recipe.logging.pictures_every_epochs)
     draw = RunPictures.of(out, shards, recipe, catalog, every=every, last=plan.steps, active=here.rank == 0)
     if start == 0:
@@ -95,7 +89,8 @@ def pretrain(
             start=start,
             log_every=recipe.logging.every_steps,
             save_every=plan.steps_of(recipe.saving.every_epochs),
-            save=save,
+            save=saver.save,
+            finish=saver.finish,
             seen=seen,
             after_step=lambda step: draw(step, engine),
         )
@@ -135,10 +130,11 @@ def crops(batches: Iterator[Batch], wanted: int, data: Data, device: torch.devic
         yield normalise(pixels, data.mean, data.std)
 
 
-def save_weights(run: Run, recipe: Pretrain, weights: dict[str, Tensor], step: int) -> None:
+def publish(run: Run, recipe: Pretrain, archive: Archive) -> None:
     """``model.safetensors``, the whole autoencoder, and ``encoder.safetensors``, with timm's names."""
-    metadata = {"step": step, "recipe": recipe.model_dump(mode="json")}
-    run.save_weights("model.safetensors", weights, metadata)
-    encoder = {name.removeprefix("encoder."): w for name, w in weights.items() if name.startswith("encoder.")}
-    encoder.pop("mask_token", None)  # means nothing where no patch is hidden
-    run.save_weights("encoder.safetensors", encoder, metadata)
+    metadata = {"step": archive.record.step, "recipe": recipe.model_dump(mode="json")}
+    entries = archive.entries()
+    run.save_weights("model.safetensors", entries, metadata)
+    encoder = [replace(e, name=e.name.removeprefix("encoder.")) for e in entries if e.name.startswith("encoder.")]
+    # The mask token means nothing where no patch is hidden.
+    run.save_weights("encoder.safetensors", [e for e in encoder if e.name != "mask_token"], metadata)

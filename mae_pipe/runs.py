@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 
 from mae_pipe import __version__, recipe
 from mae_pipe.catalog import Catalog
+from mae_pipe.checkpoints import Archive, check, read_record
 from mae_pipe.data import region
 from mae_pipe.data.address import without_keys
 from mae_pipe.data.arrange import Begun, as_recorded
 from mae_pipe.data.manifest import NAME as SHARDS_MANIFEST
 from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.stream import Stream
-from mae_pipe.disk import sync_folder, write_whole, writing
+from mae_pipe.disk import write_whole, writing, writing_whole
 from mae_pipe.engine import Engine
 from mae_pipe.errors import DiskError, RunError
-from mae_pipe.launch import meet
+from mae_pipe.optim import Plan
 from mae_pipe.recipe import Recipe
-from mae_pipe.weights import to_safetensors
+from mae_pipe.saver import Saver
+from mae_pipe.weights import Entry, write_safetensors
 
-MANIFEST = "manifest.json"
 FREE = (  # a resumed run may change them
     "about",
     "logging",
@@ -39,6 +38,8 @@ FREE = (  # a resumed run may change them
     "eval_every_epochs",
     "data.workers",
     "data.worker_kind",
+    "data.micro_batch",
+    "engine",
 )
 BEGUN = {"checkpoints", "run.json", ".run.json.tmp", ".recipe.json.tmp"}  # of a run that was killed as it began
 
@@ -94,19 +95,28 @@ class Run:
                 self._compare(chosen, about, origin)
         with writing(self.folder):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            for torn in self.checkpoints.glob(".*.tmp"):
+            for torn in self.checkpoints.glob(".*.tmp"):  # saves that did not come to an end
                 shutil.rmtree(torn)
+            if found is not None and (self.folder / "run.json").is_file():
+                record = json.loads((self.folder / "run.json").read_text())
+                record.setdefault("gone_on", []).append(
+                    {
+                        "checkpoint": str(found),
+                        "world": about.get("world"),
+                        "engine": chosen.engine.model_dump(mode="json"),
+                        **_session(),
+                    }
+                )
+                write_whole(self.folder / "run.json", _json(record))
             if not old.is_file():
                 versions = {name: version(name) for name in ("torch", "timm", "deepspeed", "numpy", "pillow")}
                 record = {
                     **about,
                     "task": chosen.task,
-                    "mae_pipe": __version__,
                     "versions": versions,
                     "decoder": region.decoder(),
                     "python": sys.version.split()[0],
-                    "command": [without_keys(word) for word in sys.argv],
-                    "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                    **_session(),
                 }
                 write_whole(self.folder / "run.json", _json(record))
                 write_whole(old, _json(chosen.model_dump(mode="json")))
@@ -148,7 +158,7 @@ class Run:
         if record.get(shards) != about.get(shards) and record.get(samples) and record[samples] == about.get(samples):
             print(f"mae-pipe: other shards than {folder} began with, of the same images; going on", file=sys.stderr)
             record[shards] = about[shards]
-        for name in ("shards_fingerprint", "order", "split", "world", "encoder_fingerprint", "provenance"):
+        for name in ("shards_fingerprint", "order", "split", "encoder_fingerprint", "provenance"):
             if name in about and (record.get(name) or None) != (about[name] or None):
                 raise RunError(
                     f"{folder} is a run with another {name.replace('_', ' ')} ({_short(record.get(name))}, now "
@@ -179,76 +189,27 @@ class Run:
             )
         return None
 
-    def save(self, engine: Engine, step: int, *, keep: int) -> None:
-        """Write ``step``'s checkpoint in two phases; a crash leaves the one before. All ranks call it."""
-        final = self.checkpoints / f"step-{step:07d}"
-        new = self.checkpoints / f".{final.name}.tmp"
-        with writing(self.folder):
-            if self.rank == 0:
-                shutil.rmtree(new, ignore_errors=True)
-                new.mkdir(parents=True)
-            meet()
-            engine.save(new)
-            meet()
-            if self.rank == 0:
-                files = {str(p.relative_to(new)): _hash(p) for p in sorted(new.rglob("*")) if p.is_file()}
-                record = {"step": step, "world": engine.world, "zero": engine.stage, "files": files}
-                write_whole(new / MANIFEST, _json(record))
-                shutil.rmtree(final, ignore_errors=True)
-                new.rename(final)
-                sync_folder(self.checkpoints)
-                for old in sorted(self.checkpoints.glob("step-*"), reverse=True)[keep:]:
-                    shutil.rmtree(old)
-            meet()
+    def saver(self, engine: Engine, recipe: Recipe, plan: Plan, publish: Callable[[Archive], None]) -> Saver:
+        """What writes this run's checkpoints; ``publish`` as in ``Saver``."""
+        epochs = recipe.saving.keep_every_epochs
+        every = plan.steps_of(epochs) if epochs else None
+        return Saver(engine, self.checkpoints, recipe.saving, keep_every=every, publish=publish)
 
     def restore(self, engine: Engine, checkpoint: Path) -> int:
-        """Load a checkpoint that ``begin`` gave; returns its step. All ranks call it."""
-        record = _record(checkpoint)
-        if (record["world"], record["zero"]) != (engine.world, engine.stage):
-            raise RunError(
-                f"{checkpoint} was written by {record['world']} processes at ZeRO stage {record['zero']}, this is "
-                f"{engine.world} at stage {engine.stage}; resume with --nproc {record['world']} and engine.zero="
-                f"{record['zero']}"
-            )
-        try:
-            engine.load(checkpoint)
-        except pickle.UnpicklingError as error:
-            raise RunError(
-                f"the checkpoint {checkpoint} holds more than numbers, and loading that could run a program; "
-                "take one that mae-pipe wrote"
-            ) from error
-        return int(record["step"])
+        """Load a checkpoint that ``begin`` gave; returns its step. All ranks call it, on any number of them."""
+        record = read_record(checkpoint)
+        before = f"{record.world} processes, ZeRO {record.zero}, {record.precision}"
+        now = f"{engine.world} processes, ZeRO {engine.stage}, {engine.precision}"
+        if before != now and self.rank == 0:
+            print(f"mae-pipe: {checkpoint.name} is of {before}; going on with {now}", file=sys.stderr)
+        archive = Archive(checkpoint, record)
+        engine.put(archive.read, archive.kinds, record.numbers)
+        return record.step
 
-    def save_weights(self, name: str, weights: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
+    def save_weights(self, name: str, entries: Iterable[Entry], metadata: dict[str, Any]) -> None:
         """Write ``name`` (.safetensors); every metadata value is JSON. Rank 0 only."""
-        write_whole(self.folder / name, to_safetensors(weights, metadata))
-
-
-def check(checkpoint: Path) -> dict[str, Any]:
-    """A checkpoint's record, after every file in it was compared with its sha256."""
-    record = _record(checkpoint)
-    for name, digest in record["files"].items():
-        if not (checkpoint / name).is_file():
-            raise RunError(f"the checkpoint {checkpoint} is damaged: {name} is missing")
-        if _hash(checkpoint / name) != digest:
-            raise RunError(f"the checkpoint {checkpoint} is damaged: {name} does not have its sha256")
-    return record
-
-
-def _record(checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint's manifest says."""
-    path = checkpoint / MANIFEST
-    if not path.is_file():
-        raise RunError(
-            f"{checkpoint} is no checkpoint (it has no {MANIFEST}); give a folder such as RUN/checkpoints/step-0001000"
-        )
-    try:
-        record: dict[str, Any] = json.loads(path.read_text())
-        if {"step", "world", "zero", "files"} <= record.keys():
-            return record
-    except (ValueError, AttributeError):
-        pass
-    raise RunError(f"the checkpoint {checkpoint} is damaged: its {MANIFEST} cannot be read")
+        with writing_whole(self.folder / name) as file:
+            write_safetensors(file, entries, metadata)
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -301,6 +262,15 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def _session() -> dict[str, Any]:
+    """What is said of every command that works on a run."""
+    return {
+        "mae_pipe": __version__,
+        "command": [without_keys(word) for word in sys.argv],
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
@@ -308,8 +278,3 @@ def _short(value: Any) -> str:
 
 def _json(values: dict[str, Any]) -> bytes:
     return (json.dumps(values, indent=1) + "\n").encode()
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -189,6 +189,8 @@ class Saving(Table):
 
     every_epochs: Annotated[float, Field(gt=0)] = 20.0
     keep_last: Positive = 2
+    keep_every_epochs: Annotated[float, Field(gt=0)] | None = None  # and for ever those of every so many epochs
+    background: bool = True  # write a copy while training goes on, where memory has room for it
 
 
 class Logging(Table):

@@ -43,6 +43,7 @@ def train(
     log_every: int = 20,
     save_every: int,
     save: Callable[[int], None],
+    finish: Callable[[], None] = lambda: None,
     after_step: Callable[[int], None] | None = None,
     seen: Callable[[int, Batch, torch.Tensor], None] | None = None,
 ) -> None:
@@ -51,7 +52,8 @@ def train(
     Args:
         seed: of dropout and drop path, which draw from torch's generator: set anew every step, so that a
             resumed run repeats them.
-        save: writes the checkpoint of a step; called every ``save_every`` steps and at the end.
+        save: begins to write the checkpoint of a step; called every ``save_every`` steps and at the end.
+        finish: waits until the last of them is whole.
         after_step: evaluations and pictures; they decide by the step themselves.
         seen: sees every (step, batch, loss), for tests and debugging; reading the loss makes the device wait.
     """
@@ -101,6 +103,8 @@ def train(
                     engine.train()
                 if done % save_every == 0 or done == plan.steps or stop:
                     save(done)
+                if done == plan.steps or stop:
+                    finish()
                     meet()  # whoever ends first must not have the others ended in the middle of writing
             if done == plan.steps or stop:
                 anyone.close()

@@ -75,11 +75,18 @@ def test_the_global_batch_is_kept_by_accumulation() -> None:
     assert optim.Plan.of(mae, 1_281_167, 64).steps == 800 * 1_281_167 // 4096
 
 
-@pytest.mark.parametrize(("world", "says"), [(3, "data.global_batch=4095"), (64, "data.micro_batch=32")])
-def test_a_batch_that_does_not_divide_is_refused_with_one_that_does(world: int, says: str) -> None:
-    mae = recipe.Pretrain(data=recipe.Data(micro_batch=48))
+@pytest.mark.parametrize(
+    ("batch", "world", "says"), [(4096, 3, "data.global_batch=4095"), (4094, 2, "set data.micro_batch=23")]
+)
+def test_a_batch_that_does_not_divide_is_refused_with_one_that_does(batch: int, world: int, says: str) -> None:
+    mae = recipe.Pretrain(data=recipe.Data(global_batch=batch, micro_batch=48))
     with pytest.raises(RecipeError, match=says):
-        optim.Plan.of(mae, 1000, world)
+        Plan.of(mae, 1_281_167, world)
+
+
+def test_a_micro_batch_becomes_the_next_that_divides_a_ranks_part() -> None:
+    plan = Plan.of(recipe.Pretrain(data=recipe.Data(micro_batch=48)), 1_281_167, 64)
+    assert (plan.micro_batch, plan.accumulation) == (32, 2)
 
 
 def test_a_plan_has_at_least_one_step() -> None:

@@ -14,11 +14,11 @@ from PIL import Image
 from mae_pipe import pictures, recipe
 from mae_pipe.catalog import Catalog
 from mae_pipe.errors import DataError, DiskError, MaePipeError, PluginError, RecipeError, RunError
-from mae_pipe.pretraining import save_weights
 from mae_pipe.reconstruct import COUNT, RunPictures, fixed, given, load, reconstruct, strips_of
 from mae_pipe.runs import Run
 from mae_pipe.sharding import build
 from mae_pipe.tasks import Pretraining
+from mae_pipe.weights import entry_of
 
 CATALOG = Catalog()
 STEP = 7
@@ -41,7 +41,9 @@ def write_run(folder: Path, chosen: recipe.Pretrain) -> Path:
     """A run folder with weights that were never trained."""
     folder.mkdir()
     (folder / "recipe.json").write_text(chosen.model_dump_json())
-    save_weights(Run(folder), chosen, Pretraining.from_recipe(chosen, CATALOG).state_dict(), STEP)
+    weights = Pretraining.from_recipe(chosen, CATALOG).state_dict()
+    metadata = {"step": STEP, "recipe": chosen.model_dump(mode="json")}
+    Run(folder).save_weights("model.safetensors", map(entry_of, weights, weights.values()), metadata)
     return folder
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from mae_pipe import runs
+from mae_pipe import checkpoints, runs
 from mae_pipe.autoencoder import build_encoder
 from mae_pipe.catalog import Catalog
 from mae_pipe.errors import DiskError, RunError
@@ -103,7 +103,7 @@ def test_the_newest_damaged_checkpoint_is_named_and_passed_over(
     newest = run.newest()
     assert newest is not None
     assert newest.name == "step-0000012"
-    victim = next(newest.rglob("*optim_states.pt"))
+    victim = next(newest.glob("rank-*.safetensors"))
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
@@ -116,16 +116,17 @@ def test_the_newest_damaged_checkpoint_is_named_and_passed_over(
 def test_a_torn_checkpoint_is_refused_in_a_sentence(finished: Path, tmp_path: Path) -> None:
     copy = tmp_path / "step-0000012"
     shutil.copytree(finished / "run" / "checkpoints" / "step-0000012", copy)
-    next(copy.rglob("*model_states.pt")).unlink()
-    with pytest.raises(RunError, match=r"model_states\.pt is missing"):
-        runs.check(copy)
+    next(copy.glob("rank-*.safetensors")).unlink()
+    with pytest.raises(RunError, match=r"rank-00000-of-00001\.safetensors is missing"):
+        checkpoints.check(copy)
     (copy / "manifest.json").write_text("{")
     with pytest.raises(RunError, match="damaged"):
-        runs.check(copy)
+        checkpoints.check(copy)
 
 
 def test_a_checkpoint_holds_no_program(finished: Path) -> None:
-    assert not list((finished / "run" / "checkpoints").rglob("*.py"))
+    suffixes = {path.suffix for path in (finished / "run" / "checkpoints").rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".safetensors"}
 
 
 def test_another_recipe_or_other_shards_are_refused_with_the_difference(finished: Path, tmp_path: Path) -> None:

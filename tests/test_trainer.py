@@ -171,31 +171,36 @@ def test_the_reader_is_closed_when_training_ends(tmp_path: Path) -> None:
     assert ended == [True]
 
 
+@pytest.mark.parametrize("background", [True, False])
 @pytest.mark.parametrize(("zero", "precision"), [(1, "bf16"), (2, "fp32"), (3, "bf16")])
-def test_a_checkpoint_goes_on_exactly(tmp_path: Path, zero: int, precision: str) -> None:
+def test_a_checkpoint_goes_on_exactly(tmp_path: Path, zero: int, precision: str, background: bool) -> None:
     mae = chosen(zero)
-    mae = mae.model_copy(update={"engine": mae.engine.model_copy(update={"precision": precision})})
+    saving = recipe.Saving(keep_last=1, keep_every_epochs=0.3, background=background)
+    mae = mae.model_copy(update={"engine": mae.engine.model_copy(update={"precision": precision}), "saving": saving})
     plan, run = Plan.of(mae, 160, 1), Run(tmp_path)
+    run.checkpoints.mkdir()
 
     def losses(checkpoint: Path | None) -> list[tuple[int, str]]:
         task = task_of(mae)
         engine = Engine(task, groups_of(task), mae, micro_batch=plan.micro_batch)
         start = 0 if checkpoint is None else run.restore(engine, checkpoint)
+        saver = run.saver(engine, mae, plan, lambda archive: None)
         found: list[tuple[int, str]] = []
         go(
             engine,
             plan,
             tmp_path,
             start=start,
-            save_every=3,
-            save=lambda step: run.save(engine, step, keep=3),
+            save_every=2,
+            save=saver.save,
+            finish=saver.finish,
             seen=lambda step, batch, loss: found.append((step, loss.item().hex())),
         )
         return found
 
     whole = losses(None)
-    assert sorted(path.name[-1] for path in run.checkpoints.iterdir()) == ["3", "6", "8"]
-    assert losses(run.checkpoints / "step-0000003") == [(step, loss) for step, loss in whole if step >= 3]
+    assert sorted(path.name[-1] for path in run.checkpoints.iterdir()) == ["6", "8"]  # every third step, and the last
+    assert losses(run.checkpoints / "step-0000006") == [(step, loss) for step, loss in whole if step >= 6]
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])

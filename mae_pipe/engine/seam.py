@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from mae_pipe import launch
 from mae_pipe.engine import state
 from mae_pipe.engine.config import config_of
 from mae_pipe.engine.library import deepspeed
+from mae_pipe.engine.state import Held, Read
 from mae_pipe.optim import Groups, adamw
 from mae_pipe.recipe import Recipe
 
@@ -35,7 +35,7 @@ class Engine:
 
     def __init__(self, task: nn.Module, groups: Groups, recipe: Recipe, *, micro_batch: int) -> None:
         here = launch.join()
-        self.rank, self.world = here.rank, here.world
+        self.rank, self.world, self.precision = here.rank, here.world, recipe.engine.precision
         if torch.cuda.is_available():
             self.device = torch.device("cuda", here.local_rank)
         else:
@@ -50,7 +50,6 @@ class Engine:
                 config=config_of(recipe, micro_batch),
                 dist_init_required=False,
             )
-        self._engine.checkpoint_engine = state.safe_checkpoint_engine()
         self._scales = [group.get("lr_scale", 1.0) for group in self._optimizer.param_groups]
         # ZeRO makes groups of its own, to which the time-out of the job's group does not reach.
         set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # torch < 2.14
@@ -89,13 +88,13 @@ class Engine:
         norm = self._engine.get_global_grad_norm()
         return float("nan") if norm is None else float(norm)
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's part of weights and optimizer below ``folder``. All ranks call it."""
-        state.save(self._engine, folder)
+    def held(self) -> Held:
+        """What this rank holds, in pieces of parameters. All ranks call it between two steps."""
+        return state.held(self._engine)
 
-    def load(self, folder: Path) -> None:
-        """Read what ``save`` wrote, on as many ranks and at the same stage. All ranks call it."""
-        state.load(self._engine, folder)
+    def put(self, read: Read, kinds: set[str], numbers: dict[str, Any]) -> None:
+        """Take over pieces that ranks of whatever number and stage held. All ranks call it."""
+        state.put(self._engine, read, kinds, numbers)
 
     def weights(self) -> dict[str, Tensor]:
         """The task's state dict on the CPU, float32 where trained; whole on rank 0. All ranks call it."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mae_pipe import launch
 from mae_pipe.catalog import Catalog
+from mae_pipe.checkpoints import Archive
 from mae_pipe.data.device import placed
 from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.order import Share
@@ -91,19 +92,14 @@ def train_tokenizer(
     start = 0 if checkpoint is None else run.restore(engine, checkpoint)
     journal = Journal(out, active=here.rank == 0)
     journal.cut(start)
-    digest = ""
+    hashes = [""]  # of the tokenizers that were written, on rank 0
 
-    def save(step: int) -> None:
-        nonlocal digest
-        run.save(engine, step, keep=recipe.saving.keep_last)
-        digest = write(step)
+    def publish(archive: Archive) -> None:
+        own = {name.removeprefix("network."): tensor for name, tensor in archive.weights().items()}
+        source = f"{out.resolve().name} at step {archive.record.step}"
+        hashes.append(save_tokenizer(out, about_of(recipe, source), own))
 
-    def write(step: int) -> str:
-        weights = engine.weights()
-        if here.rank:
-            return ""
-        own = {name.removeprefix("network."): w for name, w in weights.items()}
-        return save_tokenizer(out, about_of(recipe, f"{out.resolve().name} at step {step}"), own)
+    saver = run.saver(engine, recipe, plan, publish)
 
     def measure(step: int) -> dict[str, float]:
         found = evaluate(engine, measured, recipe.tokenizer.codebook, out if here.rank == 0 else None)
@@ -127,12 +123,14 @@ def train_tokenizer(
             start=start,
             log_every=recipe.logging.every_steps,
             save_every=plan.steps_of(recipe.saving.every_epochs),
-            save=save,
+            save=saver.save,
+            finish=saver.finish,
             after_step=after_step,
         )
     # Not in the loop: a run that was stopped after its last step still gets its result.
-    digest = digest or write(plan.steps)
-    result = Result(out, **measure(plan.steps), images=measured.images, split=held, hash=digest)
+    if start == plan.steps and here.rank == 0 and checkpoint is not None:
+        publish(Archive.of(checkpoint))
+    result = Result(out, **measure(plan.steps), images=measured.images, split=held, hash=hashes[-1])
     if here.rank == 0:
         said: dict[str, Any] = {name: value for name, value in vars(result).items() if name != "folder"}
         write_whole(out / RESULT, (json.dumps(said, indent=1) + "\n").encode())
