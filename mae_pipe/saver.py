@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch.distributed as dist
@@ -27,6 +28,7 @@ from mae_pipe.machine import available_memory
 from mae_pipe.recipe import Saving
 
 LOOK = 0.05  # seconds between looks at what the other ranks have written
+LAST = 10.0  # seconds that a save may take when its run has failed
 SPARE = 1.5  # copies that must fit into free memory before one is made
 
 
@@ -98,33 +100,36 @@ class Saver:
     def _write(self, step: int, held: Held) -> None:
         engine, new = self.engine, checkpoints.draft(self.folder, step)
         try:
-            try:
-                checkpoints.write_part(new, engine.rank, engine.world, held.pieces)
-            except Exception as error:  # rank 0 must not wait for a part that never comes
-                checkpoints.refuse_part(new, engine.rank, str(error))
-                if not isinstance(error, DiskError):
-                    raise
-            held.pieces.clear()
+            checkpoints.write_part(new, engine.rank, engine.world, held.pieces)
+        except Exception as error:  # rank 0 must not wait for a part that never comes
+            self._trouble = error
+            with suppress(OSError):
+                checkpoints.refuse_part(new, engine.rank)
+        held.pieces.clear()
+        try:
             if engine.rank == 0:
                 self._commit(step, held, new)
         except Exception as error:
-            self._trouble = error
-            if engine.rank == 0:
-                print(f"mae-pipe: step {step} is not saved: {error}", file=sys.stderr, flush=True)
+            self._trouble = self._trouble or error
+        if self._trouble is not None:
+            said = f"mae-pipe: process {engine.rank}: step {step} is not saved: {self._trouble}"
+            print(said, file=sys.stderr, flush=True)
 
     def _commit(self, step: int, held: Held, new: Path) -> None:
         """On rank 0, once all ranks have written."""
-        engine, latest = self.engine, time.monotonic() + TIMEOUT.total_seconds()
-        while (files := checkpoints.parts(new, engine.world)) is None:
-            if time.monotonic() > latest:
+        engine, begun = self.engine, time.monotonic()
+        while (found := checkpoints.parts(new, engine.world)) is None:
+            ended = not threading.main_thread().is_alive()  # the run has failed; another rank may never write
+            if time.monotonic() - begun > (LAST if ended else TIMEOUT.total_seconds()):
                 raise DiskError(
-                    f"not all of {engine.world} processes wrote into {new} within {TIMEOUT}; the run folder must lie "
-                    "on a file system that all nodes share"
+                    f"not all of {engine.world} processes wrote into {new}; the run folder must lie on a file system "
+                    "that all nodes share"
                 )
             time.sleep(LOOK)
-        if why := files.get("why"):
+        files, refused = found
+        if refused:
             shutil.rmtree(new, ignore_errors=True)
-            raise DiskError(why)
+            raise DiskError(f"process {refused[0]} could not write its part into {self.folder}, and said why")
         record = Record(step, engine.world, engine.stage, engine.precision, held.numbers, held.shapes, files)
         final = checkpoints.commit(self.folder, record)
         checkpoints.prune(self.folder, keep_last=self.saving.keep_last, keep_every=self.keep_every)

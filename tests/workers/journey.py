@@ -25,7 +25,7 @@ STEPS = 12
 
 
 def chosen(stage: int) -> recipe.Pretrain:
-    """12 steps of the 24 images that there are, which 1, 2 and 3 ranks share evenly; it saves only when it is asked to stop."""
+    """12 steps of the 24 images that there are, shared evenly by up to 3 ranks; it saves when it is asked to stop."""
     return recipe.Pretrain(
         data=recipe.Data(size=16, global_batch=24, micro_batch=4, workers=1),
         encoder=recipe.EncoderShape(width=32, depth=2, heads=2, patch=4),
