@@ -16,12 +16,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from mae_pipe import checkpoints
 from mae_pipe.checkpoints import Archive, Record
 from mae_pipe.engine import Engine
-from mae_pipe.engine.state import Held
+from mae_pipe.engine.state import Held, Piece
 from mae_pipe.errors import DiskError
 from mae_pipe.launch import TIMEOUT, meet
 from mae_pipe.machine import available_memory
@@ -54,6 +56,7 @@ class Saver:
         self.keep_every, self.publish = keep_every, publish
         self._thread: threading.Thread | None = None
         self._trouble: Exception | None = None
+        self._copy: dict[Piece, Tensor] = {}
 
     def save(self, step: int) -> None:
         """Begin to write a step's checkpoint; the one before is finished first. All ranks call it.
@@ -69,9 +72,9 @@ class Saver:
             new.mkdir(parents=True, exist_ok=True)
         meet()
         held = self.engine.held()
-        behind = self.saving.background and _fits(held)
+        behind = self.saving.background and (self._copy.keys() == held.pieces.keys() or _fits(held))
         if behind:
-            held.pieces = {piece: tensor.to("cpu", copy=True) for piece, tensor in held.pieces.items()}
+            self._copy_of(held)
         self._thread = threading.Thread(target=self._write, args=(step, held), name=f"save-{step}")
         self._thread.start()
         if not behind:
@@ -86,6 +89,17 @@ class Saver:
         self._trouble = None
         if outcome[0] is not None:
             raise outcome[0]
+
+    def _copy_of(self, held: Held) -> None:
+        """Let ``held`` be of a copy. Its memory is kept: to be given new pages takes as long as to write them out."""
+        if self._copy.keys() != held.pieces.keys():  # AdamW has numbers from its first step on
+            pinned = self.engine.device.type == "cuda"
+            self._copy = {p: torch.empty(t.shape, dtype=t.dtype, pin_memory=pinned) for p, t in held.pieces.items()}
+        for piece, tensor in held.pieces.items():
+            self._copy[piece].copy_(tensor, non_blocking=True)
+        if self.engine.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+        held.pieces = dict(self._copy)
 
     def _wait(self) -> None:
         if self._thread is not None:
