@@ -25,7 +25,7 @@ class Begun:
     """The tiny model in an engine, and its run's saver."""
 
     def __init__(self, folder: Path) -> None:
-        mae = chosen(2)
+        mae = chosen({"zero": 2})
         task = task_of(mae)
         self.engine = Engine(task, groups_of(task), mae, micro_batch=4)
         self.run = Run(folder)

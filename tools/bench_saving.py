@@ -76,8 +76,8 @@ def main() -> int:
                 found["DeepSpeed's own"].append((timed(own), float("nan")))
             shutil.rmtree(folder / "own")
             if step == 0:
-                for numbers in found.values():
-                    numbers.clear()
+                for pairs in found.values():
+                    pairs.clear()
         newest = next(run.checkpoints.iterdir())
         size = sum(path.stat().st_size for path in newest.iterdir())
         checked = timed(lambda: check(newest))

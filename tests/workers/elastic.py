@@ -1,6 +1,6 @@
 """Every world, ZeRO stage and precision saves a checkpoint and loads those of all others; writes what it found.
 
-Arguments: OUT SETTING... (a setting is "world.stage.precision").
+Arguments: OUT SETTING... (a setting is "world.stage.precision", and ".key=value" of [engine]).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ GLOBAL, BEFORE, AFTER = 24, 3, 2  # images and steps: 24 divides by 1, 2, 3 and 
 
 
 def setting(text: str) -> tuple[int, recipe.Pretrain]:
-    world, stage, precision = text.split(".")
-    mae = chosen(int(stage))
+    world, stage, precision, *more = text.split(".")
+    keys = dict(one.split("=") for one in more)
+    mae = chosen({"zero": int(stage), "precision": precision, **keys})
     data = mae.data.model_copy(update={"global_batch": GLOBAL})
-    engine = mae.engine.model_copy(update={"precision": precision})
-    return int(world), mae.model_copy(update={"data": data, "engine": engine})
+    return int(world), mae.model_copy(update={"data": data})
 
 
 class Model:
