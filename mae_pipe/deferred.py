@@ -49,6 +49,7 @@ class _Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.written: dict[int, list[_Written]] = {}  # by storage
+        self._memory = torch.empty(0, dtype=torch.uint8)
         self._alive: list[Tensor] = []  # a storage that is gone could give its number to another
 
     def __torch_dispatch__(
@@ -80,8 +81,15 @@ class _Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
         place = tuple(target.shape), target.stride(), int(target.storage_offset())
         self.written.setdefault(_storage(target), []).append(_Written(operation, *place, arguments, options, state))
         if random:  # what comes after draws on from here
-            operation(torch.empty_strided(*place[:2], dtype=target.dtype), *arguments, **options)
+            operation(self._scratch(target).as_strided(*place), *arguments, **options)
         return target
+
+    def _scratch(self, target: Tensor) -> Tensor:
+        """Memory for a tensor that nobody will see; always the same, as a heap of freed ones is not given back."""
+        needed = target.untyped_storage().nbytes()
+        if self._memory.nbytes < needed:
+            self._memory = torch.empty(needed, dtype=torch.uint8)
+        return self._memory[:needed].view(target.dtype)
 
 
 @contextmanager

@@ -53,15 +53,19 @@ def plain_torch(precision: torch.dtype = torch.float32) -> list[float]:
     return losses
 
 
-def run(tmp_path: Path, processes: int, choices: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
-    out = tmp_path / f"{processes}.json"
-    command = [sys.executable, str(WORKER), str(out), json.dumps(choices)]
+def launched(worker: Path, processes: int, arguments: list[str]) -> None:
+    """Run a worker to its end: alone, or by torchrun."""
+    command = [sys.executable, str(worker), *arguments]
     if processes > 1:
         command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    root = WORKER.parents[2]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(worker.parents[2])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def run(tmp_path: Path, processes: int, choices: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
+    out = tmp_path / f"{processes}.json"
+    launched(WORKER, processes, [str(out), json.dumps(choices)])
     return json.loads(out.read_text())
 
 
@@ -81,6 +85,7 @@ FLOAT32 = {
     "sums beside the backward pass, ZeRO 2": {"zero": 2, "overlap_comm": True},
     "sums beside the backward pass, ZeRO 3": {"zero": 3, "overlap_comm": True},
     **at_every_stage("gradients where they are", contiguous_gradients=False),
+    "no process holds the model": {"zero": 3, "sharded_construction": True},
     "DeepSpeed's own table": {"zero": 2, "deepspeed": {"zero_optimization": {"round_robin_gradients": True}}},
 }
 
