@@ -20,7 +20,7 @@ def _one_to_three(value: Any, handler: Callable[[Any], Any]) -> Any:
         if value == 0:
             raise ValueError(
                 "stage 0 neither guards against gradients that are not finite nor gives their norm, and in bf16 its "
-                "first step is wrong; stage 1 is as fast and is no more than that on one process"
+                "first step is wrong; set 1, which computes the same"
             ) from None
         raise ValueError("expected ZeRO stage 1, 2 or 3") from None
 

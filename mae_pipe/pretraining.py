@@ -18,6 +18,7 @@ from mae_pipe.checkpoints import Archive
 from mae_pipe.data.batch import Batch
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream, open_stream
+from mae_pipe.deferred import deferred
 from mae_pipe.direct import READ_FROM, origin_of, shards_of
 from mae_pipe.engine import Engine, require
 from mae_pipe.journal import Journal
@@ -56,7 +57,7 @@ def pretrain(
     stream = open_stream(shards, split, recipe.data, seed=recipe.seed, share=share, catalog=catalog, begun=begun)
     plan = Plan.of(recipe, stream.images, here.world)
     # Before the folder is made: a plugin that is not there should leave nothing behind.
-    task = Pretraining.from_recipe(recipe, catalog)
+    task = construct(recipe, catalog)
     run = Run(out, rank=here.rank)
     if resume == "none" or (resume == "auto" and not any(run.checkpoints.glob("step-*"))):
         prepare(task, stream, recipe, run)
@@ -100,14 +101,22 @@ def pretrain(
     stream.close()
 
 
+def construct(recipe: Pretrain, catalog: Catalog) -> Pretraining:
+    """The recipe's task; with ``engine.sharded_construction`` without its parameters, which the engine makes."""
+    if recipe.engine.sharded_construction:
+        return deferred(lambda: Pretraining.from_recipe(recipe, catalog))
+    return Pretraining.from_recipe(recipe, catalog)
+
+
 def prepare(task: Pretraining, stream: Stream, recipe: Pretrain, run: Run) -> None:
     """Before a first step: let the target learn from training crops, and check that the model can learn.
 
-    Rank 0 does both, and all get the target's buffers.
+    Rank 0 does both, and all get the target's buffers. A model that no process holds whole is not checked.
     """
     here = launch.join()
     device = torch.device("cuda", here.local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    task.to(device)
+    sharded = recipe.engine.sharded_construction
+    (task.target if sharded else task).to(device)
     alone = Stream(stream.shelf, recipe.data, seed=recipe.seed, share=Share(0, 1, recipe.data.micro_batch))
 
     def fit_and_check() -> None:
@@ -115,7 +124,8 @@ def prepare(task: Pretraining, stream: Stream, recipe: Pretrain, run: Run) -> No
             if task.target.fit_images:
                 with torch.no_grad():
                     task.target.fit(crops(batches, min(task.target.fit_images, alone.images), recipe.data, device))
-            guards.require(guards.of_pretraining(task, next(batches)))
+            if not sharded:
+                guards.require(guards.of_pretraining(task, next(batches)))
 
     run.on_rank_0(fit_and_check)
     if here.world > 1:

@@ -73,13 +73,15 @@ class Recipe(Table):
     logging: Logging = Logging()
 
     @model_validator(mode="after")
-    def _steps_where_its_state_is(self) -> Recipe:
+    def _suits_the_engine(self) -> Recipe:
         name, place = self.optimizer.name, self.engine.offload_optimizer
         if (name == "cpu_adam") != (place != "none") and name != "adamw":
             raise ValueError(
                 'optimizer.name "cpu_adam" is for engine.offload_optimizer "cpu" or "nvme", "fused_adam" for "none", '
                 'and "adamw" for all of them'
             )
+        if self.engine.sharded_construction and self.task != "pretrain":
+            raise ValueError("engine.sharded_construction is for pretraining; leave it out")
         return self
 
     @property

@@ -21,6 +21,7 @@ from mae_pipe.engine.config import config_of, require
 from mae_pipe.engine.library import deepspeed
 from mae_pipe.engine.optimizers import optimizer_of
 from mae_pipe.engine.profiling import profiled
+from mae_pipe.engine.sharded import part
 from mae_pipe.engine.state import Held, Read
 from mae_pipe.engine_tables import Profile
 from mae_pipe.optim import Groups
@@ -50,7 +51,11 @@ class Engine:
             self.device = torch.device("cpu")
         require(recipe, here.world)
         library = deepspeed()
-        task.to(self.device)
+        config, precision = config_of(recipe, micro_batch), PRECISIONS[recipe.engine.precision]
+        if recipe.engine.sharded_construction:
+            part(task, config, self.device, precision)
+        else:
+            task.to(self.device)
         recompute(task, recipe.engine.checkpoint_blocks)
         if recipe.engine.compile:
             compile_blocks(task)
@@ -60,10 +65,10 @@ class Engine:
             self._engine, self._optimizer, _, _ = library.initialize(
                 model=task,
                 optimizer=optimizer_of(groups, recipe, self.device),
-                config=config_of(recipe, micro_batch),
+                config=config,
                 dist_init_required=False,
             )
-        choose_attention(self.task, PRECISIONS[recipe.engine.precision])  # ZeRO 3 casts weights behind the task's back
+        choose_attention(self.task, precision)  # ZeRO 3 casts weights behind the task's back
         self._profile, self._steps = recipe.engine.profile, 0
         self._scales = [group.get("lr_scale", 1.0) for group in self._optimizer.param_groups]
         # ZeRO makes groups of its own, to which the time-out of the job's group does not reach.

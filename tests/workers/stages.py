@@ -23,6 +23,7 @@ from mae_pipe.engine import Engine
 from mae_pipe.journal import Journal
 from mae_pipe.live import Live
 from mae_pipe.optim import Plan, parameter_groups
+from mae_pipe.pretraining import construct
 from mae_pipe.tasks import Pretraining
 from mae_pipe.trainer import train
 
@@ -43,7 +44,7 @@ def chosen(engine: dict[str, Any]) -> recipe.Pretrain:
 
 
 def task_of(mae: recipe.Pretrain) -> Pretraining:
-    return Pretraining.from_recipe(mae, Catalog())
+    return construct(mae, Catalog())
 
 
 def groups_of(task: Pretraining) -> list[dict]:
