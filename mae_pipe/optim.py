@@ -57,12 +57,10 @@ def parameter_groups(
     return list(groups.values())
 
 
-def adamw(groups: Groups, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    """torch's AdamW with the recipe's numbers; its fused kernel on CUDA."""
+def adamw(groups: Groups, recipe: Recipe) -> torch.optim.Optimizer:
+    """torch's AdamW with the recipe's numbers, in its fused kernel: one pass over memory instead of ten."""
     choice = recipe.optimizer
-    return torch.optim.AdamW(
-        groups, lr=recipe.lr, betas=choice.betas, eps=choice.eps, fused=True if device.type == "cuda" else None
-    )
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=choice.betas, eps=choice.eps, fused=True)
 
 
 @dataclass(frozen=True)

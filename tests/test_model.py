@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mae_pipe.autoencoder import Encoder, build_encoder, choose_attention
+from mae_pipe.attention import choose_attention
+from mae_pipe.autoencoder import Encoder, build_encoder
 from mae_pipe.catalog import Catalog
 from mae_pipe.contracts import Grid, MaskSampler
 from mae_pipe.data.batch import Batch

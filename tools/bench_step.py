@@ -26,7 +26,7 @@ from timm.models.vision_transformer import Attention  # type: ignore[attr-define
 from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from mae_pipe.autoencoder import choose_attention
+from mae_pipe.attention import choose_attention
 from mae_pipe.catalog import Catalog
 from mae_pipe.data.batch import Batch
 from mae_pipe.recipe import Pretrain

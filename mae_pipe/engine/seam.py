@@ -46,7 +46,7 @@ class Engine:
             warnings.simplefilter("ignore")
             self._engine, self._optimizer, _, _ = library.initialize(
                 model=task,
-                optimizer=adamw(groups, recipe, self.device),
+                optimizer=adamw(groups, recipe),
                 config=config_of(recipe, micro_batch),
                 dist_init_required=False,
             )
