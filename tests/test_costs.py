@@ -27,7 +27,7 @@ def test_mask_tokens_in_the_encoder_cost_what_table_1c_says(class_tokens: int) -
 
 
 def block(tokens: int, width: int, kept: int | None = None) -> int:
-    """FLOPs of a transformer block: qkv; then products of attention, its output and an MLP of ratio 4 of kept tokens."""
+    """FLOPs of a transformer block: qkv of all tokens; attention, its output and an MLP of ratio 4 of the kept."""
     kept = tokens if kept is None else kept
     return 2 * tokens * width * 3 * width + 2 * 2 * kept * tokens * width + 2 * kept * width * (1 + 8) * width
 

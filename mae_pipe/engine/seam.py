@@ -21,6 +21,7 @@ from mae_pipe.engine.config import config_of
 from mae_pipe.engine.library import deepspeed
 from mae_pipe.optim import Groups, adamw
 from mae_pipe.recipe import Recipe
+from mae_pipe.speeding import keep_memory
 
 
 class Engine:
@@ -40,6 +41,7 @@ class Engine:
             self.device = torch.device("cuda", here.local_rank)
         else:
             self.device = torch.device("cpu")
+            keep_memory()
         library = deepspeed()
         task.to(self.device)
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # prints of memory, without end
