@@ -32,7 +32,7 @@ def attend(attention: Any, tokens: Tensor, first: int = 0) -> Tensor:
     packed = attention.qkv(tokens)  # [B, Tk, 3 D]
     plain = isinstance(attention.q_norm, nn.Identity)
     if plain and not attention.fused_attn:
-        mixed = cast(Tensor, _Explicit.apply(packed, heads, first))  # type: ignore[no-untyped-call]
+        mixed = cast(Tensor, _Explicit.apply(packed, heads, first))
     else:
         q, k, v = packed.view(batch, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4).unbind()
         q, k = attention.q_norm(q[:, :, first:]), attention.k_norm(k)
@@ -83,7 +83,7 @@ class _Explicit(torch.autograd.Function):
         return mixed.transpose(1, 2).flatten(2)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         parts, shares = ctx.saved_tensors
         (q, k, v), heads, first = parts, ctx.heads, ctx.first

@@ -90,15 +90,15 @@ def textbook_flops(settings: Settings) -> int:
     numbers = 3 * shape.sides[0] * shape.sides[1]
 
     def block(tokens: int, width: int, ratio: float) -> int:
-        return round(2 * tokens * width * width * (4 + 2 * ratio)) + 4 * tokens**2 * width
+        return int(2 * tokens * width * width * (4 + 2 * ratio)) + 4 * tokens**2 * width
 
-    embedding = 2 * visible * numbers * shape.width
+    embedding: int = 2 * visible * numbers * shape.width
     forward = embedding + shape.depth * block(visible + 1, shape.width, shape.mlp_ratio)
     forward += 2 * (visible + 1) * shape.width * small.width + small.depth * block(
         patches + 1, small.width, small.mlp_ratio
     )
     forward += 2 * (patches - visible) * small.width * numbers
-    return 3 * forward - embedding
+    return int(3 * forward - embedding)
 
 
 def run(
@@ -152,8 +152,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--precision", choices=["bf16", "autocast", "fp32"], default="bf16")
     parser.add_argument("--no-optimizer", action="store_true", help="forward and backward alone")
-    parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=list(FIRST), metavar="NAME",
-                        help=f"the contestants, the one that others are compared with first: {'; '.join(CONTESTANTS)}")  # fmt: skip
+    known = f"the contestants, the one that others are compared with first: {'; '.join(CONTESTANTS)}"
+    parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=list(FIRST), metavar="NAME", help=known)
     parser.add_argument("--cpu-time", action="store_true", help="count a process's seconds; for a busy machine")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
     return parser.parse_args()

@@ -90,6 +90,7 @@ class Textbook(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, S, S] -> the loss."""
         places: Any = self.places
+        decoder_places: Any = self.decoder_places
         tokens = self.embed(images).flatten(2).transpose(1, 2) + places[:, 1:]
         batch, patches, _ = tokens.shape
         order = torch.rand(batch, patches, device=images.device).argsort(dim=1)
@@ -99,12 +100,13 @@ class Textbook(nn.Module):
         masks = self.mask_token.expand(batch, patches - self.visible, -1)
         restore = order.argsort(dim=1)
         placed = gather(torch.cat([tokens[:, 1:], masks], dim=1), restore)
-        tokens = self.decoder_blocks(torch.cat([tokens[:, :1], placed], dim=1) + self.decoder_places)
+        tokens = self.decoder_blocks(torch.cat([tokens[:, :1], placed], dim=1) + decoder_places)
         prediction = self.predict(self.decoder_norm(tokens))[:, 1:]
         truth = patchify(images, self.patch)
         truth = (truth - truth.mean(-1, keepdim=True)) / (truth.var(-1, keepdim=True) + 1e-6).sqrt()
         hidden = (restore >= self.visible).to(truth.dtype)
-        return ((prediction - truth).square().mean(-1) * hidden).sum() / hidden.sum()
+        loss: Tensor = ((prediction - truth).square().mean(-1) * hidden).sum() / hidden.sum()
+        return loss
 
 
 def looped(settings: Settings, model: nn.Module, loss: Callable[[], Tensor], *, autocast: bool = False) -> Step:
@@ -151,7 +153,7 @@ def masters(settings: Settings) -> Step:
     """What the engine does without DeepSpeed: gradients to float32, their norm, AdamW on float32 weights, and back."""
     keep_memory()
     task = settings.ready(Pretraining.from_recipe(settings.recipe, Catalog()))
-    weights = {name: p.detach().float().requires_grad_() for name, p in task.named_parameters() if p.requires_grad}
+    weights = {name: nn.Parameter(p.detach().float()) for name, p in task.named_parameters() if p.requires_grad}
     pairs = [(dict(task.named_parameters())[name], weight) for name, weight in weights.items()]
     optimizer = adamw(parameter_groups(weights.items(), weight_decay=0.05), settings.recipe)
     batch = settings.pixels()
