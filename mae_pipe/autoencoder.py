@@ -11,10 +11,11 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from timm.models.vision_transformer import Attention, Block, VisionTransformer  # type: ignore[attr-defined]
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mae_pipe.attention import Block, choose_attention
 from mae_pipe.contracts import Grid
 from mae_pipe.masking import Mask, gather
 from mae_pipe.positions import sincos_positions
@@ -70,6 +71,7 @@ class Encoder(VisionTransformer):
             mlp_ratio=shape.mlp_ratio,
             drop_path_rate=drop_path,
             norm_layer=LayerNorm,
+            block_fn=Block,
             weight_init="skip",
         )
         self.grid = Grid(size[0] // shape.sides[0], size[1] // shape.sides[1])
@@ -179,10 +181,12 @@ class Decoder(nn.Module):
         if self.mask_token is not None:
             tokens = torch.cat([tokens, self.mask_token + places[:, seen:]], dim=1)
         tokens = tokens.to(self.embed.weight.dtype)  # [B, T + N, Dd]
-        for block in self.blocks:
-            tokens = block(tokens)
-        patches = tokens[:, self.class_tokens :]
-        wanted = gather(patches, mask.restore) if everywhere else patches[:, mask.visible_count :]
+        # The last block makes only the tokens that are predicted from: the others are seen there, and then forgotten.
+        first = self.class_tokens + (0 if everywhere else mask.visible_count)
+        for number, block in enumerate(self.blocks, start=1):
+            tokens = block(tokens, first if number == len(self.blocks) else 0)
+        tokens = tokens if self.blocks else tokens[:, first:]
+        wanted = gather(tokens, mask.restore) if everywhere else tokens
         out: Tensor = self.predict(self.norm(wanted))
         return out
 
@@ -222,25 +226,6 @@ def initialise(module: nn.Module) -> None:
                 nn.init.zeros_(part.bias)
         elif isinstance(part, PatchProjection):
             nn.init.xavier_uniform_(part.weight.view(len(part.weight), -1))
-
-
-def choose_attention(module: nn.Module, precision: torch.dtype | None = None) -> None:
-    """Set every timm attention below ``module`` to what is fastest on its device.
-
-    PyTorch's fused kernel, but on CPU in bfloat16 matmul, softmax and matmul: there the fused
-    backward takes 1.3 times (ViT-B's encoder and decoder) to 5 times (small models) as long
-    for forward and backward; in float32 it takes 0.7 to 1.0 (torch 2.14, AVX-512, batch 16 to 128).
-
-    Args:
-        precision: of the products, where autocast makes it differ from the weights'.
-    """
-    weights = next(module.parameters(), None)
-    if weights is None:
-        return
-    fused = weights.device.type != "cpu" or (precision or weights.dtype) == torch.float32
-    for part in module.modules():
-        if isinstance(part, Attention):
-            part.fused_attn = fused  # type: ignore[misc]  # Final only for TorchScript
 
 
 def _cells(images: Tensor, grid: Grid, numbers: Tensor | None) -> Tensor:

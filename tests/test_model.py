@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mae_pipe.autoencoder import Encoder, build_encoder, choose_attention
+from mae_pipe.attention import Block, choose_attention
+from mae_pipe.autoencoder import Encoder, build_encoder
 from mae_pipe.catalog import Catalog
 from mae_pipe.contracts import Grid, MaskSampler
 from mae_pipe.data.batch import Batch
@@ -239,6 +241,29 @@ def test_attention_is_chosen_by_device_and_precision_and_gives_the_same_tokens()
         choose_attention(encoder, torch.bfloat16)
         assert not any(block.attn.fused_attn for block in encoder.blocks)
         assert torch.allclose(encoder(images), fused, atol=1e-5)
+
+
+@pytest.mark.parametrize("first", [0, 3])
+@pytest.mark.parametrize(
+    ("options", "fused"), [({}, False), ({}, True), ({"qk_norm": True, "init_values": 0.1}, False)]
+)
+def test_a_block_and_its_gradients_are_timms_on_the_tokens_that_are_kept(first: int, options: Any, fused: bool) -> None:
+    torch.manual_seed(0)
+    given = {"qkv_bias": True, "norm_layer": torch.nn.LayerNorm, **options}
+    ours: Any = Block(48, 4, **given).double()
+    theirs: Any = TimmBlock(48, 4, **given).double()
+    theirs.load_state_dict(ours.state_dict())
+    ours.attn.fused_attn, theirs.attn.fused_attn = fused, False
+    tokens = [torch.randn(2, 7, 48, dtype=torch.double).requires_grad_()]
+    tokens.append(tokens[0].detach().clone().requires_grad_())
+    kept, expected = ours(tokens[0], first), theirs(tokens[1])[:, first:]
+    weight = torch.randn_like(kept)
+    for out in (kept, expected):
+        (out * weight).sum().backward()
+    assert torch.allclose(kept, expected, rtol=0, atol=1e-13)
+    pairs = zip([tokens[0], *ours.parameters()], [tokens[1], *theirs.parameters()], strict=True)
+    for mine, its in pairs:
+        assert torch.allclose(mine.grad, its.grad, rtol=0, atol=1e-12)
 
 
 def test_drop_path_rises_to_what_was_asked_for() -> None:

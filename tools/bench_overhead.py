@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mae_pipe.autoencoder import choose_attention
+from mae_pipe.attention import choose_attention
 from mae_pipe.catalog import Catalog
 from mae_pipe.contracts import MaskSampler, Target
 from mae_pipe.data.batch import Batch

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mae_pipe import launch
-from mae_pipe.autoencoder import choose_attention
+from mae_pipe.attention import choose_attention
 from mae_pipe.engine import state
 from mae_pipe.engine.config import config_of, require
 from mae_pipe.engine.library import deepspeed
@@ -27,7 +27,7 @@ from mae_pipe.engine_tables import Profile
 from mae_pipe.optim import Groups
 from mae_pipe.recipe import Recipe
 from mae_pipe.recompute import recompute
-from mae_pipe.speeding import compile_blocks
+from mae_pipe.speeding import compile_blocks, keep_memory
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -49,6 +49,7 @@ class Engine:
             self.device = torch.device("cuda", here.local_rank)
         else:
             self.device = torch.device("cpu")
+            keep_memory()
         require(recipe, here.world)
         library = deepspeed()
         config, precision = config_of(recipe, micro_batch), PRECISIONS[recipe.engine.precision]
@@ -64,7 +65,7 @@ class Engine:
             warnings.simplefilter("ignore")
             self._engine, self._optimizer, _, _ = library.initialize(
                 model=task,
-                optimizer=optimizer_of(groups, recipe, self.device),
+                optimizer=optimizer_of(groups, recipe),
                 config=config,
                 dist_init_required=False,
             )
