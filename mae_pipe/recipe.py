@@ -15,13 +15,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from mae_pipe.engine_tables import EngineChoice
 from mae_pipe.errors import RecipeError, closest
 from mae_pipe.tables import (
     Chosen,
     Data,
     DecoderShape,
     EncoderShape,
-    EngineChoice,
     Logging,
     MaskChoice,
     Optimizer,
@@ -71,6 +71,16 @@ class Recipe(Table):
     engine: EngineChoice = EngineChoice()
     saving: Saving = Saving()
     logging: Logging = Logging()
+
+    @model_validator(mode="after")
+    def _steps_where_its_state_is(self) -> Recipe:
+        name, place = self.optimizer.name, self.engine.offload_optimizer
+        if (name == "cpu_adam") != (place != "none") and name != "adamw":
+            raise ValueError(
+                'optimizer.name "cpu_adam" is for engine.offload_optimizer "cpu" or "nvme", "fused_adam" for "none", '
+                'and "adamw" for all of them'
+            )
+        return self
 
     @property
     def lr(self) -> float:

@@ -154,6 +154,7 @@ class TargetChoice(Chosen):
 class Optimizer(Table):
     """AdamW; lr = base_lr x global_batch / 256."""
 
+    name: Literal["adamw", "fused_adam", "cpu_adam"] = "adamw"  # PyTorch's; DeepSpeed's for GPUs; for offloaded state
     base_lr: Annotated[float, Field(gt=0)] = 1.5e-4
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: Annotated[float, Field(gt=0)] = 1e-8
@@ -174,14 +175,6 @@ class Schedule(Table):
         if self.warmup_epochs > self.epochs:
             raise ValueError(f"warmup_epochs {self.warmup_epochs} is more than epochs {self.epochs}")
         return self
-
-
-class EngineChoice(Table):
-    """How DeepSpeed runs the step."""
-
-    zero: Literal[1, 2, 3] = 1  # ZeRO stage
-    precision: Literal["fp32", "bf16"] = "bf16"  # bf16 keeps fp32 master weights and sums
-    persistence_threshold: Annotated[int, Field(ge=0)] | None = None  # ZeRO 3: smaller parameters stay whole
 
 
 class Saving(Table):

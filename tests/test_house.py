@@ -144,7 +144,8 @@ def test_every_built_in_recipe_is_complete_in_itself(name: str) -> None:
         for key in values
         if key not in said.get(part, {})
     }
-    free = {"mask.options", "target.options", "head.options", "optimizer.layer_decay", "engine.persistence_threshold"}
+    free = {"mask.options", "target.options", "head.options", "optimizer.layer_decay", "optimizer.name"}
+    free |= {f"engine.{key}" for key in recipe.EngineChoice.model_fields} - {"engine.zero", "engine.precision"}
     free |= {f"encoder.{key}" for key in ("class_tokens", "mask_tokens", "qk_norm", "layer_scale")} | {"target.loss_on"}
     free |= {"saving.keep_every_epochs", "saving.background"}
     free |= {"data.order", "data.window", "data.lanes", "data.worker_kind"}
