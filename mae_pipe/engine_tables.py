@@ -49,7 +49,7 @@ class EngineChoice(Table):
     gather_bucket: Numbers | None = None  # ZeRO 1, 2: numbers of parameters that are gathered at once
     prefetch_bucket: Annotated[int, Field(ge=0)] | None = None  # ZeRO 3: numbers of parameters fetched ahead
     reduce_dtype: Literal["fp32", "precision"] = "fp32"  # gradients are summed over ranks in it
-    overlap_comm: bool = False  # gradients are summed while the backward pass goes on
+    overlap_comm: bool = False  # ZeRO 2, 3: gradients are summed while the backward pass goes on
     contiguous_gradients: bool = True  # ZeRO 2, 3: gradients are copied into one buffer as they come
     hierarchical_partition: Numbers = 1  # ZeRO 3: ranks that hold a second copy of the parameters together; ZeRO++
     quantized_weights: bool = False  # ZeRO 3: parameters are gathered in int8; ZeRO++
@@ -64,6 +64,8 @@ class EngineChoice(Table):
                 raise ValueError(f"{key} is of ZeRO 3; set zero = 3, or leave {key} out")
         placed = {"offload_optimizer": self.offload_optimizer, "offload_parameters": self.offload_parameters}
         swapped = [key for key, place in placed.items() if place == "nvme"]
+        if self.overlap_comm and self.zero == 1:
+            raise ValueError("overlap_comm is of ZeRO 2 and 3: ZeRO 1 sums gradients once, after all micro-batches")
         if swapped and self.zero != 3:
             raise ValueError(f'{swapped[0]} "nvme" is of ZeRO 3; set zero = 3, or {swapped[0]} to "cpu"')
         if swapped and self.nvme_path is None:

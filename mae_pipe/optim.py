@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from mae_pipe.errors import RecipeError
@@ -55,14 +54,6 @@ def parameter_groups(
             new = {"params": [], "weight_decay": decay, "lr_scale": scale}
             groups.setdefault((scale, decay), new)["params"].append(parameter)
     return list(groups.values())
-
-
-def adamw(groups: Groups, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    """torch's AdamW with the recipe's numbers; its fused kernel on CUDA."""
-    choice = recipe.optimizer
-    return torch.optim.AdamW(
-        groups, lr=recipe.lr, betas=choice.betas, eps=choice.eps, fused=True if device.type == "cuda" else None
-    )
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def begin(
     task: torch.nn.Module, *, zero: int = 1, precision: str = "fp32", eps: float = 1e-8
 ) -> tuple[Engine, Plan, recipe.Pretrain]:
     """An engine for 20 steps of 16 images, 4 at once."""
-    mae = chosen(zero).model_copy(
+    mae = chosen({"zero": zero}).model_copy(
         update={
             "schedule": recipe.Schedule(epochs=2, warmup_epochs=0.2),
             "engine": recipe.EngineChoice(zero=zero, precision=precision, persistence_threshold=0),  # type: ignore[arg-type]
@@ -174,7 +174,7 @@ def test_the_reader_is_closed_when_training_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize("background", [True, False])
 @pytest.mark.parametrize(("zero", "precision"), [(1, "bf16"), (2, "fp32"), (3, "bf16")])
 def test_a_checkpoint_goes_on_exactly(tmp_path: Path, zero: int, precision: str, background: bool) -> None:
-    mae = chosen(zero)
+    mae = chosen({"zero": zero})
     saving = recipe.Saving(keep_last=1, keep_every_epochs=0.3, background=background)
     mae = mae.model_copy(update={"engine": mae.engine.model_copy(update={"precision": precision}), "saving": saving})
     plan, run = Plan.of(mae, 160, 1), Run(tmp_path)

@@ -25,3 +25,11 @@ def deepspeed() -> Any:
         # Its only CPU extension serves inference; compiling it would take a minute.
         library.ops.__compatible_ops__ = {}
     return library
+
+
+def can_read_from_drives() -> bool:
+    """Whether DeepSpeed's async_io, which it compiles against libaio, can be had here."""
+    deepspeed()
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    return bool(AsyncIOBuilder().is_compatible(verbose=False))

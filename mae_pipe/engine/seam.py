@@ -15,12 +15,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mae_pipe import launch
+from mae_pipe.autoencoder import choose_attention
 from mae_pipe.engine import state
-from mae_pipe.engine.config import config_of
+from mae_pipe.engine.config import config_of, require
 from mae_pipe.engine.library import deepspeed
+from mae_pipe.engine.optimizers import optimizer_of
 from mae_pipe.engine.state import Held, Read
-from mae_pipe.optim import Groups, adamw
+from mae_pipe.optim import Groups
 from mae_pipe.recipe import Recipe
+from mae_pipe.recompute import recompute
+from mae_pipe.speeding import compile_blocks
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Engine:
@@ -40,16 +46,22 @@ class Engine:
             self.device = torch.device("cuda", here.local_rank)
         else:
             self.device = torch.device("cpu")
+        require(recipe, here.world)
         library = deepspeed()
         task.to(self.device)
+        recompute(task, recipe.engine.checkpoint_blocks)
+        if recipe.engine.compile:
+            compile_blocks(task)
+        self._linear = torch.nn.functional.linear
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # prints of memory, without end
             warnings.simplefilter("ignore")
             self._engine, self._optimizer, _, _ = library.initialize(
                 model=task,
-                optimizer=adamw(groups, recipe, self.device),
+                optimizer=optimizer_of(groups, recipe, self.device),
                 config=config_of(recipe, micro_batch),
                 dist_init_required=False,
             )
+        choose_attention(self.task, PRECISIONS[recipe.engine.precision])  # ZeRO 3 casts weights behind the task's back
         self._scales = [group.get("lr_scale", 1.0) for group in self._optimizer.param_groups]
         # ZeRO makes groups of its own, to which the time-out of the job's group does not reach.
         set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # torch < 2.14
@@ -77,11 +89,21 @@ class Engine:
         self._engine.backward(loss)
 
     def step(self, lr: float) -> bool:
-        """One optimizer step with every group's ``lr * lr_scale``; False if the gradients were not finite."""
+        """One optimizer step with every group's ``lr * lr_scale``.
+
+        Returns:
+            False if the gradients were not finite, and the step was skipped. In fp16 a step is also skipped
+            where the loss was scaled too high; that is no fault, and True while there is a lower scale to try.
+        """
         for group, scale in zip(self._optimizer.param_groups, self._scales, strict=True):
             group["lr"] = lr * scale
+        scaler: Any = getattr(self._optimizer, "loss_scaler", None)  # not kept: a checkpoint may replace it
+        lower = False
+        if getattr(scaler, "dynamic", False):
+            lower = scaler.cur_scale > scaler.min_scale
+            scaler.raise_error_at_min_scale = False  # the loop has its own patience, and a sentence
         self._engine.step()
-        return bool(self._engine.was_step_applied())
+        return bool(self._engine.was_step_applied()) or lower
 
     def gradient_norm(self) -> float:
         """The norm of the last step's gradient over all ranks, before clipping. Waits for the device."""
@@ -103,3 +125,4 @@ class Engine:
     def close(self) -> None:
         """Free the engine; another may follow in this process."""
         self._engine.destroy()
+        torch.nn.functional.linear = self._linear  # ZeRO 3 puts its own there, for every model
