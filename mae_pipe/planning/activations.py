@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from timm.models.vision_transformer import Attention  # type: ignore[attr-defined]
@@ -48,7 +48,9 @@ def _fused(device: Device) -> Iterator[None]:
     The function is replaced, as neither a mode nor the meta device gives a choice of kernels in the backward pass.
     """
     name, ops = "scaled_dot_product_attention", torch.ops.aten
-    kernel = ops._scaled_dot_product_flash_attention if device == "cuda" else ops._scaled_dot_product_flash_attention_for_cpu
+    kernel = (
+        ops._scaled_dot_product_flash_attention if device == "cuda" else ops._scaled_dot_product_flash_attention_for_cpu
+    )
     old = getattr(F, name)
     setattr(F, name, lambda q, k, v, **options: kernel(q, k, v)[0])
     try:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 from mae_pipe.catalog import Catalog
 from mae_pipe.costs import Costs, costs
@@ -12,38 +12,12 @@ from mae_pipe.optim import Plan
 from mae_pipe.planning import fit
 from mae_pipe.planning.activations import Weights, activations, on_shapes, weights_of
 from mae_pipe.planning.fit import Setting
+from mae_pipe.planning.machines import GB, Machines
 from mae_pipe.planning.memory import Memory, memory
+from mae_pipe.planning.processes import BASE, process
 from mae_pipe.planning.storage import IMAGE, Storage, storage
-from mae_pipe.planning.traffic import Links, Step, Traffic, step, traffic, worlds
+from mae_pipe.planning.traffic import Step, Traffic, step, traffic, worlds
 from mae_pipe.recipe import Pretrain
-
-GB = 1e9
-
-
-@dataclass(frozen=True)
-class Machines:
-    """What a job runs on.
-
-    Attributes:
-        gpus: of a node; on "cpu": processes.
-        memory, host: GB of a GPU, and of a node's own memory.
-        rate: images a second of one GPU by itself; None: from ``tflops``.
-        tflops: peak of one GPU in the recipe's precision; ``utilization``: the share of it that a run reaches.
-    """
-
-    gpus: int = 8
-    nodes: int = 1
-    memory: float = 80.0
-    host: float = 1000.0
-    links: Links = Links()
-    rate: float | None = None
-    tflops: float | None = None
-    utilization: float = 0.4
-    device: Literal["cuda", "cpu"] = "cuda"
-
-    @property
-    def world(self) -> int:
-        return self.gpus * self.nodes
 
 
 class Forecast:
@@ -103,6 +77,12 @@ class Forecast:
             device=self.machines.device,
         )
 
+    def process(self, setting: Setting) -> int:
+        """Bytes of one process on a CPU, whatever they are for."""
+        engine, world = setting.engine(self.recipe.engine), self.machines.world
+        background = self.recipe.saving.background
+        return process(self.weights, engine, self.memory(setting), world=world, background=background)
+
     def settings(self) -> list[tuple[Setting, Memory]]:
         """Every ZeRO stage, with and without offload and checkpointing, at the recipe's micro-batch."""
         kinds = [(1, False, False), (2, False, False), (3, False, False)]
@@ -115,7 +95,7 @@ class Forecast:
         """Whether a rank's memory does: of a GPU, and its share of the node's."""
         machines = self.machines
         if machines.device == "cpu":
-            return needed.device + needed.host <= machines.host * GB / machines.gpus
+            return needed.device + needed.host + BASE <= machines.host * GB / machines.gpus
         room = machines.memory * GB * fit.USABLE
         return needed.device <= room and needed.host <= machines.host * GB * fit.USABLE / machines.gpus
 
@@ -209,6 +189,7 @@ class Forecast:
             "model": asdict(self.weights) | {"forward": self.costs.forward, "training": self.costs.training},
             "settings": [row(setting, needed) for setting, needed in self.settings()],
             "given": row(self.given, self.memory(self.given)),
+            "processes": self.process(self.given) * self.machines.gpus if self.machines.device == "cpu" else None,
             "cheapest": None if chosen is None else row(chosen, self.memory(chosen)) | {"set": chosen.changes()},
             "scaling": [asdict(one) for one in self.scaling(shown)],
             "hours": self.hours(shown),

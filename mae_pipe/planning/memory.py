@@ -78,7 +78,9 @@ def memory(
         host += 4 * s if off else 0
         if engine.offload_parameters != "none":
             host, stay = host + w * s, 0
-        whole = 0 if world == 1 and (stay or device == "cpu") else w * (min(n, LIVE) + min(n, engine.prefetch_bucket or PREFETCH))
+        whole = w * (min(n, LIVE) + min(n, engine.prefetch_bucket or PREFETCH))
+        if world == 1 and (stay or device == "cpu"):
+            whole = 0  # there is nothing to gather
         flush = (2 if world == 1 else 1) * r * full
         passes = r * held + whole + max(activations, left + flush)
         step = r * held + 4 * min(s, SUB_GROUP) + adam if not off else 0
@@ -102,9 +104,7 @@ def memory(
     return _of(weights, states, gradients, activations, passes + small, adam + small, host)
 
 
-def _of(
-    weights: Weights, states: int, gradients: int, activations: int, passes: int, step: int, host: int
-) -> Memory:
+def _of(weights: Weights, states: int, gradients: int, activations: int, passes: int, step: int, host: int) -> Memory:
     """``passes`` and ``step``: the most of forward and backward, activations with them, and of the step."""
     most = max(passes, step)
     return Memory(states + weights.others, gradients, activations, max(0, most - activations), host)
