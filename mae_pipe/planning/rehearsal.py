@@ -29,9 +29,7 @@ def this_machine(processes: int) -> Machines:
 def show(recipe: Pretrain, shards: Path | str, split: str, *, processes: int, catalog: Catalog) -> None:
     """Print the forecast of ``recipe`` on ``shards``, which must lie here."""
     if is_url(str(shards)):
-        raise DataError(
-            f"--dry-run fetches nothing, and {shards} lies elsewhere; give `mae-pipe plan` --images instead"
-        )
+        raise DataError(f"--dry-run fetches nothing, and {shards} lies elsewhere; give `mae-pipe plan` --images")
     found = Manifest.load(Path(shards)).split(split)
     size = sum(shard.bytes for shard in found.shards) / max(1, found.images)
     forecast = Forecast(recipe, catalog, this_machine(processes), images=found.images, image=size)
