@@ -94,7 +94,7 @@ def activations(recipe: Pretrain, catalog: Catalog, images: int, *, blocks: int,
             part.fused_attn = fused  # type: ignore[misc]  # Final only for TorchScript
     for parameter in task.parameters():
         if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(_drop)
+            parameter.register_post_accumulate_grad_hook(_drop)  # type: ignore[no-untyped-call]
     knows_shapes = _knows_shapes(task, recipe)
     with torch.device("meta"), _fused(device), Counted(shapes=True) as counted:
         for tensor in [*task.parameters(), *task.buffers()]:
@@ -104,9 +104,10 @@ def activations(recipe: Pretrain, catalog: Catalog, images: int, *, blocks: int,
         scores = torch.empty(images, task.grid.size)
         if not knows_shapes:
             task.target = _Squares(task.grid.size, task.target.width)  # type: ignore[assignment]
-        task.loss_of(pixels, scores).backward()
+        task.loss_of(pixels, scores).backward()  # type: ignore[no-untyped-call]
     batches = 2 * images * recipe.data.channels * recipe.data.height * recipe.data.width  # bytes; the next one is there
-    return counted.most - before + batches
+    held: int = counted.most - before
+    return held + batches
 
 
 def _drop(parameter: Tensor) -> None:

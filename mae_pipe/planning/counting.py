@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class Counted(TorchDispatchMode):
+class Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside it, ``now`` is the memory of all tensors that operations made and that are still there, in bytes.
 
     Gradients and saved activations count too; what an operation takes inside itself is not seen.
@@ -20,7 +20,7 @@ class Counted(TorchDispatchMode):
     """
 
     def __init__(self, *, shapes: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.shapes, self.now, self.most = shapes, 0, 0
         self.sent: dict[str, int] = {}  # collective -> bytes that it was given or gave, the larger of both
         self._seen: dict[int, tuple[weakref.ref[Any], int]] = {}

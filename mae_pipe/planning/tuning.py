@@ -24,7 +24,7 @@ from mae_pipe.errors import TrainingError
 from mae_pipe.planning.fit import divisors
 from mae_pipe.recipe import Pretrain
 
-STEPS = 6  # of a candidate; the first is not counted
+STEPS = 6  # of a candidate; the first two are not counted
 LONGEST = 600.0  # seconds of one candidate
 ALL_BLOCKS = 10_000  # more than there are: all
 CHOICES = 5  # micro-batches that are tried
@@ -51,7 +51,7 @@ class Tried:
     """What became of a candidate.
 
     Attributes:
-        rates: images a second, of every step but the first.
+        rates: images a second, of every step but the first two.
         memory: bytes of the process at its peak.
         wait_share: of the time, for data; the median.
         trouble: why it gave no numbers; empty where it did.
@@ -140,15 +140,15 @@ def _run(
         command = [sys.executable, "-m", "mae_pipe", "pretrain", str(short), "--shards", str(shards), "--out", str(out)]
         command += ["--split", split, *(w for p in plugins for w in ("--plugin", str(p)))]
         with (Path(place) / "said").open("w+", encoding="utf-8", errors="replace") as said:
-            running = subprocess.Popen(command, stdout=said, stderr=said)
+            running = subprocess.Popen(command, stdout=said, stderr=said)  # noqa: S603 (our own command)
             code, memory = _wait(running)
             said.seek(0)
             last = (said.read().strip().splitlines() or ["it said nothing"])[-1]
         rows = _rows(out / "metrics.jsonl") if code == 0 else []
-    if len(rows) < 2:
+    if len(rows) < 3:
         lost = code == -9 or "out of memory" in last.lower() or "can't allocate memory" in last.lower()
         return Tried(candidate, trouble="out of memory" if lost else last, out_of_memory=lost)
-    kept = rows[1:]
+    kept = rows[2:]  # the first ones also open files and import
     return Tried(
         candidate,
         tuple(row["images_per_second"] for row in kept),
