@@ -80,22 +80,25 @@ def write_part(folder: Path, rank: int, world: int, pieces: dict[Piece, Tensor])
         write_whole(_slip(folder, rank), json.dumps({name: [digest, size]}).encode())
 
 
-def refuse_part(folder: Path, rank: int, why: str) -> None:
-    """Say to rank 0 that this rank could not write; what it wrote is deleted, so that there is room to say it."""
+def refuse_part(folder: Path, rank: int) -> None:
+    """Say to rank 0 that this rank could not write, in a file without content, for which a full disk has room."""
     for torn in folder.glob(f"rank-{rank:05d}-of-*"):
         torn.unlink(missing_ok=True)
-    write_whole(_slip(folder, rank), json.dumps({"why": why}).encode())
+    _refusal(folder, rank).touch()
 
 
-def parts(folder: Path, world: int) -> dict[str, Any] | None:
-    """What all ranks have written, or ``why`` one could not; None: some are still writing."""
+def parts(folder: Path, world: int) -> tuple[dict[str, Any], list[int]] | None:
+    """What all ranks have written, and which could not; None: some are still writing."""
     found: dict[str, Any] = {}
+    refused: list[int] = []
     for rank in range(world):
-        slip = _slip(folder, rank)
-        if not slip.is_file():
+        if _refusal(folder, rank).exists():
+            refused.append(rank)
+        elif (slip := _slip(folder, rank)).is_file():
+            found |= json.loads(slip.read_text())
+        else:
             return None
-        found |= json.loads(slip.read_text())
-    return found
+    return found, refused
 
 
 def commit(checkpoints: Path, record: Record) -> Path:
@@ -253,6 +256,10 @@ class Archive:
 
 def _slip(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank:05d}.slip.json"
+
+
+def _refusal(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank:05d}.refused"
 
 
 def _seal(said: dict[str, Any]) -> str:

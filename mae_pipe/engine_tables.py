@@ -26,9 +26,9 @@ def _one_to_three(value: Any, handler: Callable[[Any], Any]) -> Any:
 
 
 class Profile(Table):
-    """DeepSpeed's profiler of one step: time and arithmetic of every module."""
+    """DeepSpeed's profiler of one forward pass: time and arithmetic of every module."""
 
-    step: Annotated[int, Field(ge=0)] = 0  # the step that is profiled, counted from 1; 0: none
+    step: Annotated[int, Field(ge=0)] = 0  # in the process's step so and so, counted from 1; 0: in none
     file: str | None = None  # where it writes; the terminal if absent
 
 

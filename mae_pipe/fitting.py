@@ -16,6 +16,7 @@ from mae_pipe.data.batch import Batch
 from mae_pipe.data.device import placed
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream
+from mae_pipe.engine import require
 from mae_pipe.errors import RecipeError
 from mae_pipe.evaluate import Summary
 from mae_pipe.optim import Groups
@@ -55,6 +56,7 @@ def prepare(task: Classification, recipe: Downstream, groups: Groups, stream: St
     """
     if recipe.task == "finetune" and not any(p.requires_grad for p in task.head.parameters()):
         raise RecipeError(f"the head {recipe.head.name!r} has nothing to train; use it with: mae-pipe probe")
+    require(recipe, launch.join().world)
     begun = any(folder.checkpoints.glob("step-*"))
     if task.head.fits and not (begun and groups):
         fit(task, stream, Plain(task).device)

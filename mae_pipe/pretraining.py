@@ -19,7 +19,7 @@ from mae_pipe.data.batch import Batch
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream, open_stream
 from mae_pipe.direct import READ_FROM, origin_of, shards_of
-from mae_pipe.engine import Engine
+from mae_pipe.engine import Engine, require
 from mae_pipe.journal import Journal
 from mae_pipe.live import Live
 from mae_pipe.optim import Plan, parameter_groups
@@ -50,6 +50,7 @@ def pretrain(
     """
     given, shards = shards, shards_of(shards, catalog, console)
     here = launch.join()
+    require(recipe, here.world)
     micro = Plan.of(recipe, 1, here.world).micro_batch
     share, begun = Share(here.rank, here.world, micro), begun_order(out)
     stream = open_stream(shards, split, recipe.data, seed=recipe.seed, share=share, catalog=catalog, begun=begun)

@@ -40,6 +40,7 @@ FREE = (  # a resumed run may change them
     "data.worker_kind",
     "data.micro_batch",
     "engine",
+    "optimizer.name",  # all compute the same, and which there is depends on the engine
 )
 BEGUN = {"checkpoints", "run.json", ".run.json.tmp", ".recipe.json.tmp"}  # of a run that was killed as it began
 

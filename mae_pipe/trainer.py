@@ -12,12 +12,13 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
+from mae_pipe.consensus import Consensus
 from mae_pipe.data.batch import Batch
 from mae_pipe.data.device import placed
 from mae_pipe.engine import Engine
 from mae_pipe.errors import Stopped, TrainingError
 from mae_pipe.journal import Journal
-from mae_pipe.launch import Consensus, meet
+from mae_pipe.launch import meet
 from mae_pipe.live import Live
 from mae_pipe.optim import Plan
 from mae_pipe.seeding import key
@@ -61,7 +62,7 @@ def train(
     meter = _Meter(engine, plan)
     noise = key(seed, f"noise/{engine.rank}")
     bad = 0
-    anyone = Consensus()
+    anyone = Consensus(("stop",))
     stream = source.batches(start * plan.global_batch)
     with closing(stream) as batches, _asked_to_stop() as asked, _naming_a_lost_rank(engine):  # type: ignore[type-var]
         pairs = placed(batches, engine.device)
@@ -84,7 +85,7 @@ def train(
                     f"skipped; lower optimizer.base_lr or set optimizer.clip, and resume from the last checkpoint"
                 )
             done = step + 1
-            stop = anyone(asked())
+            stop = bool(anyone(stop=asked())["stop"])
             told = done % log_every == 0 or done == plan.steps
             if told:
                 numbers = meter.read(done)
@@ -107,7 +108,7 @@ def train(
                     finish()
                     meet()  # whoever ends first must not have the others ended in the middle of writing
             if done == plan.steps or stop:
-                anyone.close()
+                anyone.last()
             if stop and done < plan.steps:
                 raise Stopped(f"asked to stop: step {done} is saved; the same command goes on from there")
 

@@ -111,6 +111,30 @@ def test_half_precision_keeps_float32_weights_and_sums(
         assert losses == pytest.approx(expected, rel=tolerance), f"{name}, {processes} processes"
 
 
+def test_sums_over_ranks_are_in_float32_unless_the_recipe_says_otherwise(tmp_path: Path) -> None:
+    fine, coarse = (
+        run(tmp_path, 2, at_every_stage("", precision="bf16", reduce_dtype=dtype)) for dtype in ("fp32", "precision")
+    )
+    for name, losses in fine.items():
+        assert losses[:2] == coarse[name][:2], "before the first update there is no difference"
+        assert losses != pytest.approx(coarse[name], rel=TOLERANCE), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_is_compiled_first_gives_the_same_losses(tmp_path: Path, processes: int) -> None:
+    """DeepSpeed's optimizers by a compiler of C++, blocks by PyTorch's."""
+    choices = {
+        **at_every_stage("cpu_adam", optimizer="cpu_adam", offload_optimizer="cpu"),
+        **at_every_stage("fused_adam", optimizer="fused_adam"),
+        **at_every_stage("compiled blocks", compile=True),
+        "compiled blocks, computed again": {"compile": True, "checkpoint_blocks": 2},
+    }
+    expected = plain_torch()
+    for name, losses in run(tmp_path, processes, choices).items():
+        assert losses == pytest.approx(expected, rel=TOLERANCE), f"{name}, {processes} processes"
+
+
 def test_a_failed_process_gives_its_exit_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ["pretrain", "digits", "--shards", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run")]
     assert spawn(2, arguments) == 4

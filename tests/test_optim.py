@@ -81,11 +81,11 @@ def test_the_global_batch_is_kept_by_accumulation() -> None:
 def test_a_batch_that_does_not_divide_is_refused_with_one_that_does(batch: int, world: int, says: str) -> None:
     mae = recipe.Pretrain(data=recipe.Data(global_batch=batch, micro_batch=48))
     with pytest.raises(RecipeError, match=says):
-        Plan.of(mae, 1_281_167, world)
+        optim.Plan.of(mae, 1_281_167, world)
 
 
 def test_a_micro_batch_becomes_the_next_that_divides_a_ranks_part() -> None:
-    plan = Plan.of(recipe.Pretrain(data=recipe.Data(micro_batch=48)), 1_281_167, 64)
+    plan = optim.Plan.of(recipe.Pretrain(data=recipe.Data(micro_batch=48)), 1_281_167, 64)
     assert (plan.micro_batch, plan.accumulation) == (32, 2)
 
 

@@ -116,7 +116,9 @@ def test_running_statistics_become_those_of_all_ranks(found: dict[int, list[dict
         assert [one["mean"] for one in told] == [[(world - 1) / 2] * 2] * world
 
 
-def test_every_rank_stops_at_the_same_step(found: dict[int, list[dict[str, Any]]]) -> None:
+def test_every_rank_is_told_the_maxima_of_all_one_call_later(found: dict[int, list[dict[str, Any]]]) -> None:
+    unsaid = dict.fromkeys(("stop", "most", "least"), -99)
     for world, told in found.items():
-        late = 0 if world == 1 else 1  # among several the answer comes one step later
-        assert [rank["stops"] for rank in told] == [[step >= 2 + late for step in range(5)]] * world
+        maxima = [{"stop": int(n >= 2), "most": 10 * n + world - 1, "least": -10 * n} for n in range(5)]
+        expected = [*maxima, unsaid] if world == 1 else [unsaid, *maxima]
+        assert [rank["agreed"] for rank in told] == [expected] * world

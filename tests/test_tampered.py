@@ -43,7 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def engine_of() -> tuple[Engine, Any]:
-    mae = chosen(1)
+    mae = chosen({"zero": 1})
     task = task_of(mae)
     return Engine(task, groups_of(task), mae, micro_batch=4), mae
 

@@ -1,5 +1,6 @@
 """The seam to DeepSpeed, and all that knows it."""
 
+from mae_pipe.engine.config import require
 from mae_pipe.engine.seam import Engine
 
-__all__ = ["Engine"]
+__all__ = ["Engine", "require"]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from mae_pipe.engine import known
-from mae_pipe.engine.library import can_read_from_drives
+from mae_pipe.engine.library import can_read_from_drives, computes_in_float16
 from mae_pipe.engine_tables import EngineChoice
 from mae_pipe.errors import RecipeError
 from mae_pipe.recipe import Recipe
@@ -21,6 +21,8 @@ def require(recipe: Recipe, world: int = 1) -> None:
     """
     choice = recipe.engine
     known.require(choice.deepspeed)
+    if choice.precision == "fp16" and not computes_in_float16():
+        raise RecipeError('engine.precision "fp16" is not for this processor; set it to "bf16", or use a GPU')
     for key in ("quantized_weights", "quantized_gradients"):
         if getattr(choice, key) and not torch.cuda.is_available():
             raise RecipeError(f"engine.{key} needs a GPU, and there is none here; set it to false")
@@ -53,9 +55,6 @@ def config_of(recipe: Recipe, micro_batch: int) -> dict[str, Any]:
         config["communication_data_type"] = "fp32" if choice.reduce_dtype == "fp32" else choice.precision
     if choice.precision == "fp16":
         config["fp16"]["initial_scale_power"] = choice.initial_scale
-    if choice.profile.step:
-        profile = {"enabled": True, "profile_step": choice.profile.step, "output_file": choice.profile.file}
-        config["flops_profiler"] = profile
     return _laid_over(config, choice.deepspeed)
 
 

@@ -44,9 +44,7 @@ OURS = {  # keys of DeepSpeed that a recipe has under its own name
     "zero_optimization.stage3_param_persistence_threshold": "engine.persistence_threshold",
     "zero_optimization.prefetch_bucket_size": "engine.prefetch_bucket",
     "zero_optimization.stage3_prefetch_bucket_size": "engine.prefetch_bucket",
-    "flops_profiler.enabled": "engine.profile.step",
-    "flops_profiler.profile_step": "engine.profile.step",
-    "flops_profiler.output_file": "engine.profile.file",
+    "flops_profiler": "engine.profile",
 }
 REFUSED = {  # keys that would break a run, or mean nothing to one
     "the loop of mae-pipe counts micro-batches itself": (
@@ -127,17 +125,11 @@ def known() -> Keys:
     deepspeed()
     from deepspeed.comm.config import CommsLoggerConfig
     from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
-    from deepspeed.profiling import constants as profiling
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
     from deepspeed.runtime.swap_tensor.aio_config import AIO_DEFAULT_DICT
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
 
-    profiler = [
-        value
-        for name, value in vars(profiling).items()
-        if name.startswith("FLOPS_PROFILER_") and not name.endswith(("_DEFAULT", "_FORMAT"))
-    ]
     plain = {key for key in (*OURS, *_refused()) if "." not in key}
     return {
         **dict.fromkeys((*VALUES, *plain)),
@@ -150,7 +142,6 @@ def known() -> Keys:
         "csv_monitor": _of(CSVConfig),
         "comet": _of(CometConfig),
         "timers": {"throughput": _of(DeepSpeedThroughputTimerConfig)},
-        "flops_profiler": dict.fromkeys(profiler),
         "aio": dict.fromkeys(AIO_DEFAULT_DICT),
         "data_types": dict.fromkeys(("grad_accum_dtype", "param_dtype", "buffer_dtype", "keep_in_fp32_modules")),
     }

@@ -33,3 +33,11 @@ def can_read_from_drives() -> bool:
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     return bool(AsyncIOBuilder().is_compatible(verbose=False))
+
+
+def computes_in_float16() -> bool:
+    """Whether DeepSpeed holds this machine's device for one that computes in float16."""
+    deepspeed()
+    from deepspeed.accelerator import get_accelerator
+
+    return bool(get_accelerator().is_fp16_supported())

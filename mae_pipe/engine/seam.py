@@ -20,7 +20,9 @@ from mae_pipe.engine import state
 from mae_pipe.engine.config import config_of, require
 from mae_pipe.engine.library import deepspeed
 from mae_pipe.engine.optimizers import optimizer_of
+from mae_pipe.engine.profiling import profiled
 from mae_pipe.engine.state import Held, Read
+from mae_pipe.engine_tables import Profile
 from mae_pipe.optim import Groups
 from mae_pipe.recipe import Recipe
 from mae_pipe.recompute import recompute
@@ -62,6 +64,7 @@ class Engine:
                 dist_init_required=False,
             )
         choose_attention(self.task, PRECISIONS[recipe.engine.precision])  # ZeRO 3 casts weights behind the task's back
+        self._profile, self._steps = recipe.engine.profile, 0
         self._scales = [group.get("lr_scale", 1.0) for group in self._optimizer.param_groups]
         # ZeRO makes groups of its own, to which the time-out of the job's group does not reach.
         set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # torch < 2.14
@@ -79,6 +82,9 @@ class Engine:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the task."""
+        if self.rank == 0 and self._profile.step == self._steps + 1:
+            choice, self._profile = self._profile, Profile()
+            return profiled(self._engine, choice, *args, **kwargs)
         return self._engine(*args, **kwargs)
 
     def train(self, mode: bool = True) -> None:
@@ -103,6 +109,7 @@ class Engine:
             lower = scaler.cur_scale > scaler.min_scale
             scaler.raise_error_at_min_scale = False  # the loop has its own patience, and a sentence
         self._engine.step()
+        self._steps += 1
         return bool(self._engine.was_step_applied()) or lower
 
     def gradient_norm(self) -> float:

@@ -24,7 +24,7 @@ from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream, open_stream
 from mae_pipe.direct import shards_of
 from mae_pipe.disk import write_whole
-from mae_pipe.engine import Engine
+from mae_pipe.engine import Engine, require
 from mae_pipe.journal import Journal
 from mae_pipe.live import Live
 from mae_pipe.optim import Plan, parameter_groups
@@ -71,6 +71,7 @@ def train_tokenizer(
     """Train on ``shards``, in the folder ``out``; goes on where an earlier call stopped. All ranks call it."""
     shards = shards_of(shards, catalog, console)
     here = launch.join()
+    require(recipe, here.world)
     micro = Plan.of(recipe, 1, here.world).micro_batch
     share = Share(here.rank, here.world, micro)
     begun = begun_order(out)

@@ -1,15 +1,11 @@
 """Every world, ZeRO stage and precision saves a checkpoint and loads those of all others; writes what it found.
 
-Arguments: OUT SETTING... (a setting is "world.stage.precision"). The ranks are forked from a process that has
-imported all and begun nothing.
+Arguments: OUT SETTING... (a setting is "world.stage.precision", and ".key=value" of [engine]).
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import socket
 import sys
 from pathlib import Path
 
@@ -23,17 +19,18 @@ from mae_pipe.engine import Engine
 from mae_pipe.engine.library import deepspeed
 from mae_pipe.optim import Plan
 from mae_pipe.runs import Run
+from tests.workers import forked
 from tests.workers.stages import Noise, chosen, groups_of, task_of
 
 GLOBAL, BEFORE, AFTER = 24, 3, 2  # images and steps: 24 divides by 1, 2, 3 and micro-batches of 4
 
 
 def setting(text: str) -> tuple[int, recipe.Pretrain]:
-    world, stage, precision = text.split(".")
-    mae = chosen(int(stage))
+    world, stage, precision, *more = text.split(".")
+    keys = dict(one.split("=") for one in more)
+    mae = chosen({"zero": int(stage), "precision": precision, **keys})
     data = mae.data.model_copy(update={"global_batch": GLOBAL})
-    engine = mae.engine.model_copy(update={"precision": precision})
-    return int(world), mae.model_copy(update={"data": data, "engine": engine})
+    return int(world), mae.model_copy(update={"data": data})
 
 
 class Model:
@@ -74,12 +71,11 @@ class Model:
         self.engine.close()
 
 
-def rank_of(phase: str, out: Path, rank: int, world: int, settings: list[str], port: int) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
+def work(phase: str, out: Path, settings: list[str]) -> None:
+    """What a rank does."""
+    here = launch.place()
     found = {}
-    for mine in (text for text in settings if setting(text)[0] == world):
+    for mine in (text for text in settings if setting(text)[0] == here.world):
         if phase == "save":
             model = Model(mine, out / mine)
             model.train(0, BEFORE)
@@ -93,9 +89,8 @@ def rank_of(phase: str, out: Path, rank: int, world: int, settings: list[str], p
             model.save(step)
             found[f"{other}-to-{mine}"] = model.train(step, step + AFTER)
             model.close()
-    if rank == 0:
-        (out / f"{phase}.{world}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+    if here.rank == 0:
+        (out / f"{phase}.{here.world}.json").write_text(json.dumps(found))
 
 
 def same(out: Path, settings: list[str]) -> dict[str, list[str]]:
@@ -120,21 +115,10 @@ def same_tensor(was: Archive, now: Archive, kind: str, name: str) -> bool:
 def main() -> None:
     out, settings = Path(sys.argv[1]), sys.argv[2:]
     deepspeed()
-    context = multiprocessing.get_context("fork")
     for phase in ("save", "load"):
         for world in sorted({setting(text)[0] for text in settings}):
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                port = free.getsockname()[1]
-            ranks = [
-                context.Process(target=rank_of, args=(phase, out, rank, world, settings, port), daemon=True)
-                for rank in range(world)
-            ]
-            for process in ranks:
-                process.start()
-            for process in ranks:
-                process.join()
-                if process.exitcode:
-                    sys.exit(f"a rank of {world} ended with {process.exitcode}")
+            if any(codes := forked.end(forked.start(world, work, phase, out, settings))):
+                sys.exit(f"the ranks ended with {codes}")
     losses: dict[str, list[float]] = {}
     for file in out.glob("*.*.json"):
         losses |= json.loads(file.read_text())

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from mae_pipe import recipe
 from mae_pipe.catalog import Catalog
 from mae_pipe.classification import Classification
+from mae_pipe.consensus import Consensus
 from mae_pipe.data.batch import Batch
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import open_stream
 from mae_pipe.evaluate import agree_on_buffers, evaluate, means
 from mae_pipe.fitting import fit
-from mae_pipe.launch import Consensus
 
 DATA = recipe.Data(size=16, centre_share=1.0, workers=1)
 RANKS = {1: 4, 2: 3, 3: 8}  # ranks -> images of one rank at once; with 3 x 8 the last rank has padding only
@@ -90,7 +90,7 @@ def rank_of(shards: Path, folder: Path, rank: int, world: int) -> None:
         "neighbours": evaluate(Alone(neighbours), stream),
         "bank": [neighbours.head.get_buffer(name).tolist() for name in ("bank", "known")],
         "mean": norm.running_mean.tolist(),
-        "stops": stops(rank),
+        "agreed": agreed(rank),
     }
     (folder / f"{world}.{rank}.json").write_text(json.dumps(found))
     stream.close()
@@ -98,12 +98,12 @@ def rank_of(shards: Path, folder: Path, rank: int, world: int) -> None:
     dist.destroy_process_group()
 
 
-def stops(rank: int) -> list[bool]:
+def agreed(rank: int) -> list[dict[str, int]]:
     """The last rank is asked to stop in the third of five steps, by which the others may be far ahead."""
-    anyone = Consensus()
-    told = [anyone(rank == dist.get_world_size() - 1 and step >= 2) for step in range(5)]
-    anyone.close()
-    return told
+    consensus = Consensus(("stop", "most", "least"), unsaid=-99)
+    last = dist.get_world_size() - 1
+    said = [{"stop": int(rank == last and n >= 2), "most": 10 * n + rank, "least": -10 * n - rank} for n in range(5)]
+    return [*(consensus(**numbers) for numbers in said), consensus.last()]
 
 
 def main() -> None:
