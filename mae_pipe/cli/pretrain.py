@@ -18,6 +18,7 @@ from mae_pipe.cli.places import PLACE
 @click.option("--split", default="train", show_default=True, help="Split of the shards to learn from.")
 @click.option("--resume", default="auto", show_default=True, help="auto, none, or the path of a checkpoint.")
 @click.option("--nproc", type=click.IntRange(min=1), help="Processes to start on this machine.")
+@click.option("--dry-run", is_flag=True, help="Say what the run would take, as `mae-pipe plan` does; touch nothing.")
 @click.option("--plugin", "plugins", multiple=True, type=click.Path(path_type=Path), help="A Python file with plugins.")
 def pretrain(
     recipe: str,
@@ -27,6 +28,7 @@ def pretrain(
     split: str,
     resume: str,
     nproc: int | None,
+    dry_run: bool,
     plugins: tuple[Path, ...],
 ) -> None:
     """Pretrain a masked autoencoder on shards.
@@ -42,6 +44,11 @@ def pretrain(
 
     chosen = recipes.load(recipe, changes, task="pretrain")
     assert isinstance(chosen, recipes.Pretrain)
+    if dry_run:
+        from mae_pipe.planning import rehearsal
+
+        rehearsal.show(chosen, shards, split, processes=nproc or launch.place().world, catalog=Catalog(plugins))
+        return
     if nproc and nproc > 1 and launch.place().world == 1:
         sys.exit(launch.spawn(nproc, without_nproc(sys.argv[1:])))
 
