@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from mae_pipe.cli.pretrain import without_nproc
-from mae_pipe.errors import RunError
+from mae_pipe.cli.launching import for_a_process
+from mae_pipe.errors import RecipeError, RunError
 from mae_pipe.launch import Place, first_host, place
+from mae_pipe.spawning import Job
 
 
 def test_alone_needs_no_environment() -> None:
@@ -39,6 +40,13 @@ def test_an_empty_node_list_is_refused_in_a_sentence() -> None:
         first_host("")
 
 
-def test_the_processes_get_the_same_command_without_nproc() -> None:
-    arguments = ["pretrain", "digits", "--nproc", "2", "--set", "a=1", "--nproc=3"]
-    assert without_nproc(arguments) == ["pretrain", "digits", "--set", "a=1"]
+def test_the_processes_get_the_same_command_without_the_launchers_options() -> None:
+    arguments = ["pretrain", "digits", "--nproc", "2", "--set", "a=1", "--nproc=3", "--max-restarts", "1"]
+    assert for_a_process(arguments) == ["pretrain", "digits", "--set", "a=1"]
+
+
+def test_several_nodes_want_a_place_to_meet() -> None:
+    with pytest.raises(RecipeError, match="--rendezvous HOST:PORT"):
+        Job(2, nodes=2)
+    with pytest.raises(RecipeError, match="is not HOST:PORT"):
+        Job(2, nodes=2, rendezvous="gpu01")

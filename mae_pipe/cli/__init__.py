@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import click
 
-from mae_pipe import __version__
+from mae_pipe import __version__, watchdog
 from mae_pipe.errors import MaePipeError, closest
 
 VERBS = {  # verb -> the module of mae_pipe.cli that holds a click command of that name
@@ -90,5 +90,6 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except MaePipeError as error:
-        click.echo(f"mae-pipe: {error}", err=True)
+        if watchdog.leave(error):  # of what all ranks say one is enough
+            click.echo(f"mae-pipe: {error}", err=True)
         sys.exit(error.exit_code)
