@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from mae_pipe import launch, recipe
+from mae_pipe import launch, recipe, watchdog
 from mae_pipe.catalog import Catalog
 from mae_pipe.data.batch import Batch
 from mae_pipe.engine.library import deepspeed
@@ -33,7 +33,7 @@ from tests.workers.journey import chosen as journey_chosen
 
 STEPS = 12
 KINDS = ("kill",) * 10 + ("kill in a save",) * 4 + ("signal",) * 2 + ("nan", "disk full", "corrupt", "corrupt")
-HANG = 90.0  # seconds after a fault by which all ranks must have ended
+PATIENT, HANG = 45.0, 90.0  # seconds after a fault by which a launcher ends the other ranks, and they must have ended
 POISONED = 24 * 5 + 7  # the position in the stream whose loss is not a number, in step 5
 
 
@@ -77,6 +77,8 @@ def work(shards: Path, run: Path, log: Path, stage: int, poisoned: bool, before:
     """What a rank does."""
     here = launch.place()
     before()
+    launch.join()
+    watchdog.limits(lost=10, hang=60)
     if poisoned:
         _poison()
 
@@ -88,7 +90,7 @@ def work(shards: Path, run: Path, log: Path, stage: int, poisoned: bool, before:
     try:
         pretrain(chosen(stage), shards, run, catalog=Catalog(), seen=seen)
     except MaePipeError as error:
-        if here.rank == 0:
+        if watchdog.leave(error):
             print(f"mae-pipe: {error}", file=sys.stderr, flush=True)
         os._exit(error.exit_code)
 
@@ -182,7 +184,10 @@ class Matrix:
             pid, what = ranks[case.rank].pid, case.signal if case.kind == "signal" else signal.SIGKILL
             if ranks[case.rank].is_alive() and pid is not None:
                 os.kill(pid, what)
-        codes = forked.end(ranks, HANG)
+        if None in forked.end(ranks, PATIENT):
+            for process in ranks:
+                process.terminate()  # as torchrun at once: before all have met nobody can know that one is lost
+        codes = forked.end(ranks, HANG - PATIENT)
         if None in codes:
             for process in ranks:
                 process.kill()

@@ -1,0 +1,33 @@
+"""Killed anywhere, also in a save; told to stop; not a number; no space; a bit flipped: a run ends as without it.
+
+Weights, losses and sample ids are compared with those of an uninterrupted run: bit for bit where it goes on with
+the same ranks and stage, to 1e-3 elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mae_pipe.catalog import Catalog
+from mae_pipe.sharding import build
+from tests.workers import faulty
+
+WORKER = Path(faulty.__file__)
+
+
+@pytest.mark.parametrize(
+    "cases", [8, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(4000)])], ids=["quick", "all"]
+)
+def test_whatever_happens_the_run_ends_as_if_it_had_not(cases: int, image_folder: Path, tmp_path: Path) -> None:
+    build(image_folder, tmp_path / "shards", catalog=Catalog(), workers=1, per_shard=7)
+    command = [sys.executable, str(WORKER), str(tmp_path / "shards"), str(tmp_path), str(cases), "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[2])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3900, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "found.json").read_text()) == {"cases": cases, "wrong": {}}
