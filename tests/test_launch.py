@@ -7,6 +7,7 @@ import pytest
 from mae_pipe.cli.pretrain import without_nproc
 from mae_pipe.errors import RunError
 from mae_pipe.launch import Place, first_host, place
+from mae_pipe.network import interface_towards
 
 
 def test_alone_needs_no_environment() -> None:
@@ -42,3 +43,8 @@ def test_an_empty_node_list_is_refused_in_a_sentence() -> None:
 def test_the_processes_get_the_same_command_without_nproc() -> None:
     arguments = ["pretrain", "digits", "--nproc", "2", "--set", "a=1", "--nproc=3"]
     assert without_nproc(arguments) == ["pretrain", "digits", "--set", "a=1"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "no-such-host.invalid", ""])
+def test_no_interface_is_chosen_where_none_leads_to_another_machine(host: str) -> None:
+    assert interface_towards(host) is None
