@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -113,12 +114,16 @@ def test_a_node_that_offers_the_others_its_loopback_is_told_what_is_wrong(
     meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": ADDRESSES[0], "MASTER_PORT": "29500", "GLOO_SOCKET_IFNAME": "lo"}
     job = pretrain(given, tmp_path / "run")
     nodes = [start(job, inside=name, RANK=str(rank), **meeting) for rank, name in enumerate(namespaces)]
-    try:
-        said = nodes[1].communicate(timeout=100)[1]
-    finally:
-        for node in nodes:
-            node.kill()
-        nodes[0].communicate()
-    assert nodes[1].returncode == 6
-    assert "rank 1 of 2 could not reach the others" in said
-    assert "GLOO_SOCKET_IFNAME" in said.splitlines()[-1]
+    deadline = time.monotonic() + 100
+    while nodes[0].poll() is nodes[1].poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)  # either may be the one that calls, and the other waits to be called
+    ended = [(rank, node) for rank, node in enumerate(nodes) if node.poll() is not None]
+    for node in nodes:
+        node.kill()
+    said = [node.communicate()[1] for node in nodes]
+    assert ended
+    for rank, node in ended:
+        assert node.returncode == 6, said[rank]
+        last = said[rank].splitlines()[-1]
+        assert f"rank {rank} of 2 could not reach the others" in last
+        assert "GLOO_SOCKET_IFNAME" in last
