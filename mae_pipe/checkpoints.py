@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mae_pipe.disk import sync_folder, write_whole, writing
 from mae_pipe.engine.state import WEIGHT, WHOLE, Piece
 from mae_pipe.errors import RunError
+from mae_pipe.stretches import Stretches
 from mae_pipe.weights import Entry, entry_of, write_safetensors
 
 MANIFEST = "manifest.json"
@@ -173,15 +174,14 @@ class Archive:
 
     def __init__(self, checkpoint: Path, record: Record) -> None:
         self.checkpoint, self.record = checkpoint, record
-        self._where: dict[tuple[str, str], list[tuple[int, int, Any, str]]] = {}
+        self._where: dict[tuple[str, str], list[tuple[int, int, Stretches, str]]] = {}
         try:
             for name in record.files:
-                file = safe_open(checkpoint / name, framework="pt")
-                for key in file.keys():  # type: ignore[no-untyped-call]  # noqa: SIM118
+                file = Stretches(checkpoint / name)
+                for key in file.shapes:
                     kind, _, rest = key.partition("/")
                     named, _, start = rest.rpartition("@")
-                    numel = torch.Size(file.get_slice(key).get_shape()).numel()  # type: ignore[no-untyped-call]
-                    self._where.setdefault((kind, named), []).append((int(start), numel, file, key))
+                    self._where.setdefault((kind, named), []).append((int(start), file.numel(key), file, key))
         except (SafetensorError, OSError, ValueError) as error:
             raise RunError(f"the checkpoint {checkpoint} is damaged: {error}") from error
 
@@ -203,7 +203,7 @@ class Archive:
     def whole(self, kind: str, name: str) -> Tensor:
         """All numbers of a kind of a parameter, flat."""
         pieces = self._pieces(kind, name)
-        return torch.cat([file.get_tensor(key).flatten() for _, _, file, key in pieces])
+        return torch.cat([file.read(key) for _, _, file, key in pieces])
 
     def read(self, piece: Piece, numel: int) -> Tensor:
         """A stretch, flat, whichever ranks' pieces it lies in."""
@@ -212,7 +212,7 @@ class Archive:
         for start, length, file, key in self._where.get((piece.kind, piece.name), []):
             begin, end = max(start, piece.start), min(start + length, piece.start + numel)
             if begin < end or (length == numel == 0):
-                part: Tensor = file.get_slice(key)[begin - start : end - start]
+                part = file.read(key, begin - start, end - start)
                 if len(part) == numel:
                     return part
                 found = torch.empty(numel, dtype=part.dtype) if found is None else found
@@ -222,7 +222,7 @@ class Archive:
             raise self._another(f"{piece.kind} of {piece.name} from {piece.start} on, {numel} numbers")
         return found
 
-    def _pieces(self, kind: str, name: str) -> list[tuple[int, int, Any, str]]:
+    def _pieces(self, kind: str, name: str) -> list[tuple[int, int, Stretches, str]]:
         if (kind, name) not in self._where:
             raise self._another(f"{kind} of {name}")
         return sorted(self._where[kind, name], key=lambda one: one[0])
@@ -238,12 +238,12 @@ class Archive:
         found = []
         for name, (kind, shape) in self.record.tensors.items():
             pieces = self._pieces(kind, name)
-            dtype = torch.float32 if kind == WEIGHT else pieces[0][2].get_slice(pieces[0][3])[:0].dtype
+            dtype = torch.float32 if kind == WEIGHT else pieces[0][2].dtypes[pieces[0][3]]
             if kind == WHOLE and dtype in (torch.bfloat16, torch.float16):
                 dtype = torch.float32
 
-            def read(pieces: Iterable[tuple[int, int, Any, str]] = pieces) -> Iterator[Tensor]:
-                return (file.get_tensor(key) for _, _, file, key in pieces)
+            def read(pieces: Iterable[tuple[int, int, Stretches, str]] = pieces) -> Iterator[Tensor]:
+                return (file.read(key) for _, _, file, key in pieces)
 
             found.append(Entry(name, dtype, tuple(shape), read))
         return found

@@ -16,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mae_pipe import digits, launch, outcome, report, study
+from mae_pipe import digits, outcome, report, study
 from mae_pipe import recipe as recipes
 from mae_pipe.catalog import Catalog
 from mae_pipe.data.index import SampleIndex
@@ -25,6 +25,7 @@ from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.sources import ImageSource
 from mae_pipe.disk import write_whole, writing
 from mae_pipe.errors import DataError, PluginError, RunError, TrainingError
+from mae_pipe.spawning import Job, spawn
 
 FORMATS = ("webdataset", "ffcv")
 CHECKED_STEPS = 6
@@ -164,7 +165,7 @@ def _pretrain(name: str, changes: Sequence[str], shards: Path, run: Path, nproc:
     """As ``mae-pipe pretrain``: here, or in ``nproc`` processes."""
     if nproc > 1:
         given = [word for change in changes for word in ("--set", change)]
-        code = launch.spawn(nproc, ["pretrain", name, "--shards", str(shards), "--out", str(run), *given])
+        code = spawn(Job(nproc), ["pretrain", name, "--shards", str(shards), "--out", str(run), *given])
         if code:
             raise TrainingError(f"pretraining in {nproc} processes ended with exit code {code}; see what it said above")
         return

@@ -48,9 +48,15 @@ class DiskError(MaePipeError):
 
 
 class TrainingError(MaePipeError):
-    """Training cannot go on: the loss is not finite, or a rank or a worker process was lost."""
+    """Training cannot go on: the loss is not finite, or a worker process was lost."""
 
     exit_code = 8
+
+
+class Lost(MaePipeError):
+    """A rank was killed, or hangs; the same command goes on from the last checkpoint."""
+
+    exit_code = 9
 
 
 class Stopped(MaePipeError):

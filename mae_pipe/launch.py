@@ -1,21 +1,14 @@
-"""Where this process stands in a job, however it was launched, and ``--nproc``."""
+"""Where this process stands in a job, however it was launched."""
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from types import FrameType
-from typing import Any
 
-from mae_pipe.errors import RunError, TrainingError
+from mae_pipe import watchdog
+from mae_pipe.errors import RunError
 from mae_pipe.network import interface_towards
 
 TIMEOUT = timedelta(minutes=10)  # for one collective: a lost rank ends the job instead of hanging it
@@ -40,6 +33,11 @@ def place(environment: dict[str, str] | None = None) -> Place:
     if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
         return Place(int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env.get("SLURM_LOCALID", "0")))
     return Place()
+
+
+def launched() -> bool:
+    """Whether a launcher has started this process."""
+    return "RANK" in os.environ or place().world > 1
 
 
 def first_host(nodes: str) -> str:
@@ -82,6 +80,7 @@ def join() -> Place:
         os.environ["GLOO_SOCKET_IFNAME"] = name
     try:
         dist.init_process_group(backend, rank=here.rank, world_size=here.world, timeout=TIMEOUT)
+        watchdog.begin(here.rank, here.world)
     except (RuntimeError, dist.DistError) as error:
         raise RunError(
             f"rank {here.rank} of {here.world} could not reach the others at {os.environ['MASTER_ADDR']}:"
@@ -89,64 +88,6 @@ def join() -> Place:
             "that GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, where they are set, name the network between them"
         ) from error
     return here
-
-
-def spawn(processes: int, arguments: list[str]) -> int:
-    """Run ``mae-pipe ARGUMENTS`` in so many processes on this machine (torchrun); the first failure's exit code.
-
-    SIGTERM and SIGUSR1 are handed on, so that the processes save and end with ``Stopped.exit_code``.
-    """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    # A failed rank has said its sentence; torchrun's own report would bury it.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    settings: dict[str, Any] = {
-        "min_nodes": 1,
-        "max_nodes": 1,
-        "nproc_per_node": processes,
-        "rdzv_backend": "c10d",
-        "rdzv_endpoint": "localhost:0",
-        "run_id": f"mae-pipe-{os.getpid()}",
-        "max_restarts": 0,
-        "monitor_interval": 0.1,
-        "signals_to_handle": "SIGINT,SIGHUP,SIGQUIT",  # on SIGTERM it would end the job instead of letting it save
-    }
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    try:
-        with _handing_on(signal.SIGTERM, signal.SIGUSR1):
-            elastic_launch(LaunchConfig(**settings), sys.executable)("-m", "mae_pipe", *arguments)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode >= 0:
-            return int(failure.exitcode)
-        raise TrainingError(
-            f"process {rank} was killed by {signal.Signals(-failure.exitcode).name}, as the system does when memory "
-            "runs out; lower data.micro_batch or --nproc if so; the same command goes on from the last checkpoint"
-        ) from error
-    except SignalException as error:
-        return 128 + int(error.sigval)
-    return 0
-
-
-@contextmanager
-def _handing_on(*numbers: signal.Signals) -> Iterator[None]:
-    """Send these signals on to the child processes."""
-
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        for listed in Path("/proc/self/task").glob("*/children"):
-            for child in listed.read_text().split():
-                with suppress(ProcessLookupError):
-                    os.kill(int(child), number)
-
-    old = {number: signal.signal(number, hand_on) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def meet() -> None:

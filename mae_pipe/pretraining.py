@@ -30,6 +30,7 @@ from mae_pipe.reconstruct import RunPictures
 from mae_pipe.runs import Run, about_data, about_plugins, begun_order
 from mae_pipe.tasks import Pretraining
 from mae_pipe.trainer import train
+from mae_pipe.watchdog import watched
 
 
 def pretrain(
@@ -123,7 +124,9 @@ def prepare(task: Pretraining, stream: Stream, recipe: Pretrain, run: Run) -> No
         with closing(alone.batches()) as batches:  # type: ignore[type-var]
             if task.target.fit_images:
                 with torch.no_grad():
-                    task.target.fit(crops(batches, min(task.target.fit_images, alone.images), recipe.data, device))
+                    task.target.fit(
+                        crops(watched(batches), min(task.target.fit_images, alone.images), recipe.data, device)
+                    )
             if not sharded:
                 guards.require(guards.of_pretraining(task, next(batches)))
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mae_pipe import __version__
-from mae_pipe.errors import RunError, Stopped
+from mae_pipe.errors import Lost, RunError, Stopped
 
-LOST = 9  # the exit code of a process whose fellow ranks are gone
 LEAD = 120  # seconds before the time limit at which the processes are asked to save
 WAIT = 600  # seconds that the others have to end by themselves once the first process has ended
 
@@ -112,7 +111,7 @@ srun --cpus-per-task={job.cpus} --wait={WAIT} --kill-on-bad-exit=0 \\
 lost={shlex.quote(str(job.beside))}-$SLURM_JOB_ID.lost  # a line for each time that a rank was lost
 if ((code == {Stopped.exit_code})); then  # asked to stop, and saved
     rm -f "$lost"
-elif ((code == {LOST} || (code > 128 && code != 130))); then  # a rank was lost, or ended by a signal
+elif ((code == {Lost.exit_code} || (code > 128 && code != 130))); then  # a rank was lost, or ended by a signal
     echo "$code" >>"$lost"
     if (($(wc -l <"$lost") > {job.restarts})); then
         echo "mae-pipe: exit code $code once more after {job.restarts} restarts; the job is not queued again" >&2

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
+from mae_pipe import watchdog
 from mae_pipe.consensus import Consensus
 from mae_pipe.data.batch import Batch
 from mae_pipe.data.device import placed
@@ -70,13 +71,16 @@ def train(
             lr = plan.lr(step)
             torch.manual_seed((noise + step) % 2**63)
             for _ in range(plan.accumulation):
+                watchdog.at("waiting for data", step)
                 with meter.waiting():
                     batch, there = next(pairs)
+                watchdog.at("computing", step)
                 loss = engine(there)
                 engine.backward(loss / plan.accumulation)
                 meter.add(loss)
                 if seen is not None:
                     seen(step, batch, loss)
+            watchdog.at("updating", step)
             applied = engine.step(lr)
             bad = 0 if applied else bad + 1
             if bad == PATIENCE:
@@ -98,6 +102,7 @@ def train(
                     images_per_second=numbers["images_per_second"],
                     wait_share=numbers["wait_share"],
                 )
+            watchdog.at("evaluating and saving", step)
             with meter.pausing():
                 if after_step is not None:
                     after_step(done)
@@ -170,10 +175,7 @@ def _naming_a_lost_rank(engine: Engine) -> Iterator[None]:
         yield
     except RuntimeError as error:
         if engine.world > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
-            raise TrainingError(
-                f"process {engine.rank} of {engine.world} lost another one or waited for it in vain: see what that one "
-                "said; the same command goes on from the last checkpoint"
-            ) from error
+            raise watchdog.lost(error) from error
         raise
 
 

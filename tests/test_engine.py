@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from mae_pipe.launch import spawn
 from mae_pipe.optim import Plan
+from mae_pipe.spawning import Job, spawn
 from tests.workers import stages
 
 WORKER = Path(stages.__file__)
@@ -146,7 +146,7 @@ def test_what_a_compiler_makes_gives_the_same_losses(tmp_path: Path, choices: di
 
 def test_a_failed_process_gives_its_exit_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ["pretrain", "digits", "--shards", str(tmp_path / "nowhere"), "--out", str(tmp_path / "run")]
-    assert spawn(2, arguments) == 4
+    assert spawn(Job(2), arguments) == 4
     said = capfd.readouterr().err
     assert "manifest.json" in said
     assert "Traceback" not in said

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from mae_pipe.cli.pretrain import without_nproc
-from mae_pipe.errors import RunError
+from mae_pipe.cli.launching import for_a_process
+from mae_pipe.errors import RecipeError, RunError
 from mae_pipe.launch import Place, first_host, place
 from mae_pipe.network import interface_towards
+from mae_pipe.spawning import Job
 
 
 def test_alone_needs_no_environment() -> None:
@@ -40,11 +41,18 @@ def test_an_empty_node_list_is_refused_in_a_sentence() -> None:
         first_host("")
 
 
-def test_the_processes_get_the_same_command_without_nproc() -> None:
-    arguments = ["pretrain", "digits", "--nproc", "2", "--set", "a=1", "--nproc=3"]
-    assert without_nproc(arguments) == ["pretrain", "digits", "--set", "a=1"]
-
-
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "no-such-host.invalid", ""])
 def test_no_interface_is_chosen_where_none_leads_to_another_machine(host: str) -> None:
     assert interface_towards(host) is None
+
+
+def test_the_processes_get_the_same_command_without_the_launchers_options() -> None:
+    arguments = ["pretrain", "digits", "--nproc", "2", "--set", "a=1", "--nproc=3", "--max-restarts", "1"]
+    assert for_a_process(arguments) == ["pretrain", "digits", "--set", "a=1"]
+
+
+def test_several_nodes_want_a_place_to_meet() -> None:
+    with pytest.raises(RecipeError, match="--rendezvous HOST:PORT"):
+        Job(2, nodes=2)
+    with pytest.raises(RecipeError, match="is not HOST:PORT"):
+        Job(2, nodes=2, rendezvous="gpu01")

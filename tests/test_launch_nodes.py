@@ -87,12 +87,17 @@ def assert_one_run_of_two(run: Path, alone: dict[int, float]) -> None:
     assert losses(run) == pytest.approx(alone, rel=1e-5)
 
 
+@pytest.mark.parametrize("launcher", ["torchrun", "ours"])
 def test_two_launchers_on_loopback_are_one_job(
-    given: tuple[Path, Path], alone: dict[int, float], tmp_path: Path
+    given: tuple[Path, Path], alone: dict[int, float], tmp_path: Path, launcher: str
 ) -> None:
-    where = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-    job = pretrain(given, tmp_path / "run")
-    end([start([*TORCHRUN, "--node-rank", str(node), *where, *job]) for node in (0, 1)])
+    job, port = pretrain(given, tmp_path / "run"), str(free_port())
+    if launcher == "ours":
+        nodes = [start([*job, "--nnodes", "2", "--rendezvous", f"127.0.0.1:{port}"]) for _ in range(2)]
+    else:
+        where = ["--master-addr", "127.0.0.1", "--master-port", port]
+        nodes = [start([*TORCHRUN, "--node-rank", str(node), *where, *job]) for node in (0, 1)]
+    end(nodes)
     assert_one_run_of_two(tmp_path / "run", alone)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import ClassVar
 
 import click
 
-from mae_pipe import __version__
+from mae_pipe import __version__, watchdog
 from mae_pipe.errors import MaePipeError, closest
 
 VERBS = {  # verb -> the module of mae_pipe.cli that holds a click command of that name
@@ -83,6 +84,7 @@ def _group() -> None:
 
 def main() -> None:
     """The ``mae-pipe`` command. Exit codes: docs/exit-codes.md."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of a lost rank it would tell pages, and not which
     try:
         sys.exit(_group.main(standalone_mode=False))  # None, or what a verb's ctx.exit() was given
     except click.exceptions.Abort:
@@ -92,5 +94,6 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except MaePipeError as error:
-        click.echo(f"mae-pipe: {error}", err=True)
+        if watchdog.leave(error):  # of what all ranks say one is enough
+            click.echo(f"mae-pipe: {error}", err=True)
         sys.exit(error.exit_code)

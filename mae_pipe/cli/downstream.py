@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from mae_pipe.cli.launching import launching, start
 from mae_pipe.cli.places import PLACE
-from mae_pipe.cli.pretrain import without_nproc
+from mae_pipe.spawning import Job
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,7 +30,7 @@ def _options(task: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         click.option("--from-scratch", is_flag=True, help="Leave the encoder untrained, for comparison."),
         click.option("--labels-per-class", type=click.IntRange(min=1), metavar="K", help="Train on K images a class."),
         click.option("--resume", default="auto", show_default=True, help="auto, none, or the path of a checkpoint."),
-        click.option("--nproc", type=click.IntRange(min=1), help="Processes to start on this machine."),
+        launching,
         click.option("--plugin", "plugins", multiple=True, type=path, help="A Python file with plugins."),
     ]
 
@@ -73,7 +73,7 @@ def _run(
     from_scratch: bool,
     labels_per_class: int | None,
     resume: str,
-    nproc: int | None,
+    job: Job,
     plugins: tuple[Path, ...],
 ) -> None:
     from mae_pipe import launch, runs
@@ -85,8 +85,7 @@ def _run(
     chosen = recipes.load(recipe, changes, task=task)
     assert isinstance(chosen, recipes.Downstream)
     runs.read_recipe(run)  # before any process is started
-    if nproc and nproc > 1 and launch.place().world == 1:
-        sys.exit(launch.spawn(nproc, without_nproc(sys.argv[1:])))
+    start(job)
 
     from rich.console import Console
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
+from mae_pipe.cli.launching import launching, start
 from mae_pipe.cli.places import PLACE
+from mae_pipe.spawning import Job
 
 
 @click.command()
@@ -17,7 +18,7 @@ from mae_pipe.cli.places import PLACE
 @click.option("--set", "changes", multiple=True, metavar="KEY=VALUE", help="Change a recipe key: mask.ratio=0.6.")
 @click.option("--split", default="train", show_default=True, help="Split of the shards to learn from.")
 @click.option("--resume", default="auto", show_default=True, help="auto, none, or the path of a checkpoint.")
-@click.option("--nproc", type=click.IntRange(min=1), help="Processes to start on this machine.")
+@launching
 @click.option("--dry-run", is_flag=True, help="Say what the run would take, as `mae-pipe plan` does; touch nothing.")
 @click.option("--plugin", "plugins", multiple=True, type=click.Path(path_type=Path), help="A Python file with plugins.")
 def pretrain(
@@ -27,7 +28,7 @@ def pretrain(
     changes: tuple[str, ...],
     split: str,
     resume: str,
-    nproc: int | None,
+    job: Job,
     dry_run: bool,
     plugins: tuple[Path, ...],
 ) -> None:
@@ -47,25 +48,13 @@ def pretrain(
     if dry_run:
         from mae_pipe.planning import rehearsal
 
-        rehearsal.show(chosen, shards, split, processes=nproc or launch.place().world, catalog=Catalog(plugins))
+        processes = job.processes * job.nodes if job.several else launch.place().world
+        rehearsal.show(chosen, shards, split, processes=processes, catalog=Catalog(plugins))
         return
-    if nproc and nproc > 1 and launch.place().world == 1:
-        sys.exit(launch.spawn(nproc, without_nproc(sys.argv[1:])))
+    start(job)
 
     from mae_pipe import pretraining
 
     pretraining.pretrain(chosen, shards, out, catalog=Catalog(plugins), split=split, resume=resume)
     if launch.place().rank == 0:
         click.echo(f"done: {out}/encoder.safetensors; next: mae-pipe probe {out}, or mae-pipe report {out}", err=True)
-
-
-def without_nproc(arguments: list[str]) -> list[str]:
-    """The same command for one of the processes."""
-    kept: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        if argument == "--nproc":
-            next(rest, None)
-        elif not argument.startswith("--nproc="):
-            kept.append(argument)
-    return kept

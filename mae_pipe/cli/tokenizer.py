@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
+from mae_pipe.cli.launching import launching, start
 from mae_pipe.cli.places import PLACE
-from mae_pipe.cli.pretrain import without_nproc
+from mae_pipe.spawning import Job
 
 
 @click.group()
@@ -27,7 +27,7 @@ def tokenizer() -> None:
 )
 @click.option("--split", default="train", show_default=True, help="Split of the shards to learn from.")
 @click.option("--resume", default="auto", show_default=True, help="auto, none, or the path of a checkpoint.")
-@click.option("--nproc", type=click.IntRange(min=1), help="Processes to start on this machine.")
+@launching
 @click.option("--plugin", "plugins", multiple=True, type=click.Path(path_type=Path), help="A Python file with plugins.")
 def train(
     recipe: str,
@@ -36,7 +36,7 @@ def train(
     changes: tuple[str, ...],
     split: str,
     resume: str,
-    nproc: int | None,
+    job: Job,
     plugins: tuple[Path, ...],
 ) -> None:
     """Train a discrete autoencoder on shards.
@@ -50,8 +50,7 @@ def train(
 
     chosen = recipes.load(recipe, changes, task="tokenizer")
     assert isinstance(chosen, recipes.Tokenizer)
-    if nproc and nproc > 1 and launch.place().world == 1:
-        sys.exit(launch.spawn(nproc, without_nproc(sys.argv[1:])))
+    start(job)
 
     from mae_pipe.tokenizer.training import train_tokenizer
 

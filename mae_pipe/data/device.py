@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from mae_pipe import watchdog
 from mae_pipe.data.batch import Batch
 
 
@@ -24,8 +25,10 @@ def placed(batches: Iterator[Batch], device: torch.device) -> Iterator[Placed]:
     the GPU works. An error that taking it raises comes after the batch before it.
     """
     if device.type == "cuda":
-        return _copied_ahead(batches, device)
-    return (Placed(batch, batch.to(device)) for batch in batches)
+        found = _copied_ahead(batches, device)
+    else:
+        found = (Placed(batch, batch.to(device)) for batch in batches)
+    return watchdog.watched(found)
 
 
 def _copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Placed]:

@@ -27,7 +27,7 @@ from mae_pipe.engine_tables import Profile
 from mae_pipe.optim import Groups
 from mae_pipe.recipe import Recipe
 from mae_pipe.recompute import recompute
-from mae_pipe.speeding import compile_blocks, keep_memory
+from mae_pipe.speeding import compile_blocks, give_back_memory, keep_memory
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -49,8 +49,10 @@ class Engine:
             self.device = torch.device("cuda", here.local_rank)
         else:
             self.device = torch.device("cpu")
-            keep_memory()
         require(recipe, here.world)
+        spare = recipe.engine.offload_optimizer != "none"  # the machine's memory is what runs out first
+        if spare:
+            give_back_memory()
         library = deepspeed()
         config, precision = config_of(recipe, micro_batch), PRECISIONS[recipe.engine.precision]
         if recipe.engine.sharded_construction:
@@ -69,6 +71,8 @@ class Engine:
                 config=config,
                 dist_init_required=False,
             )
+        if self.device.type == "cpu" and not spare:
+            keep_memory()  # not before: what was made on the way here is given back
         choose_attention(self.task, precision)  # ZeRO 3 casts weights behind the task's back
         self._profile, self._steps = recipe.engine.profile, 0
         self._scales = [group.get("lr_scale", 1.0) for group in self._optimizer.param_groups]
