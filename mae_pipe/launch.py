@@ -9,6 +9,7 @@ from datetime import timedelta
 
 from mae_pipe import watchdog
 from mae_pipe.errors import RunError
+from mae_pipe.network import interface_towards
 
 TIMEOUT = timedelta(minutes=10)  # for one collective: a lost rank ends the job instead of hanging it
 SLURM_PORT = 29500
@@ -75,13 +76,16 @@ def join() -> Place:
     os.environ.setdefault("MASTER_PORT", str(SLURM_PORT + job % 1000))
     os.environ.setdefault("RANK", str(here.rank))
     os.environ.setdefault("WORLD_SIZE", str(here.world))
+    if "GLOO_SOCKET_IFNAME" not in os.environ and (name := interface_towards(os.environ["MASTER_ADDR"])):
+        os.environ["GLOO_SOCKET_IFNAME"] = name
     try:
         dist.init_process_group(backend, rank=here.rank, world_size=here.world, timeout=TIMEOUT)
         watchdog.begin(here.rank, here.world)
     except (RuntimeError, dist.DistError) as error:
         raise RunError(
             f"rank {here.rank} of {here.world} could not reach the others at {os.environ['MASTER_ADDR']}:"
-            f"{os.environ['MASTER_PORT']}: {str(error).splitlines()[0]}; check that all ranks were started"
+            f"{os.environ['MASTER_PORT']}: {str(error).splitlines()[0]}; check that all ranks were started, and "
+            "that GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME, where they are set, name the network between them"
         ) from error
     return here
 

@@ -7,6 +7,7 @@ import pytest
 from mae_pipe.cli.launching import for_a_process
 from mae_pipe.errors import RecipeError, RunError
 from mae_pipe.launch import Place, first_host, place
+from mae_pipe.network import interface_towards
 from mae_pipe.spawning import Job
 
 
@@ -38,6 +39,11 @@ def test_the_first_host_of_a_node_list(nodes: str, first: str) -> None:
 def test_an_empty_node_list_is_refused_in_a_sentence() -> None:
     with pytest.raises(RunError, match="MASTER_ADDR"):
         first_host("")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "no-such-host.invalid", ""])
+def test_no_interface_is_chosen_where_none_leads_to_another_machine(host: str) -> None:
+    assert interface_towards(host) is None
 
 
 def test_the_processes_get_the_same_command_without_the_launchers_options() -> None:
