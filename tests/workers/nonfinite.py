@@ -94,10 +94,20 @@ def go(
     journal = Journal(folder, active=here.rank == 0)
     journal.cut(start)
     found: list[tuple[int, list[int], str, list[float]]] = []
-    weights = [engine.weights().get("line.weight", torch.zeros(0))]
+    weights: list[torch.Tensor] = []
+
+    def look() -> None:
+        weights.append(engine.weights().get("line.weight", torch.zeros(0)))  # all of it on rank 0
+
+    def restore() -> int | None:
+        step = run.go_back(engine, saver)
+        look()
+        return step
+
+    look()
 
     def seen(step: int, batch: Batch, loss: torch.Tensor) -> None:
-        found.append((step + 1, batch.positions.tolist(), loss.item().hex(), weights[-1].flatten().tolist()))
+        found.append((step + 1, batch.positions.tolist(), float(loss).hex(), weights[-1].flatten().tolist()))
         if step + 1 == end_at:
             raise KeyboardInterrupt
 
@@ -120,9 +130,9 @@ def go(
                 save=saver.save,
                 finish=saver.finish,
                 seen=seen,
-                after_step=lambda step: weights.append(engine.weights().get("line.weight", torch.zeros(0))),
+                after_step=lambda step: look(),
                 faults=recipe.FaultChoice(**(faults or {})),
-                restore=lambda: run.go_back(engine, saver),
+                restore=restore,
                 key_of=lambda number: f"image {number}",
             )
     except KeyboardInterrupt:
