@@ -14,7 +14,7 @@ PHASES: tuple[Phase, ...] = get_args(Phase)  # of a step, in their order
 class Sign:
     """What a rank says of itself."""
 
-    host: str = "?"
+    host: str = ""
     step: int = 0
     phase: Phase = "beginning"
     ticks: int = 0  # of progress, of any kind

@@ -23,6 +23,7 @@ from mae_pipe.signs import Phase, Seen, Sign
 BEAT = 1.0  # seconds between two signs of life
 LOST = 30.0  # seconds of silence after which a rank is lost
 ALARMED = 5.0  # the same, once a collective has failed on some rank
+LINGER = 8.0  # seconds for which rank 0 at its end waits for the others to hear of it
 HANG = 600.0  # seconds in which no rank gets on
 T = TypeVar("T")
 
@@ -86,45 +87,57 @@ class Watchdog:
         """
         self._mine.said, self._mine.code, self._mine.gone, self._mine.phase = said, code, True, "ended"
         self._quiet.set()
-        self._threads[0].join(6 * BEAT)  # it says the last sign; a store that is gone is waited for no longer
+        deaf = time.monotonic() - self._answered > ALARMED
+        self._threads[0].join(BEAT if deaf else LINGER + 2 * BEAT)  # it says the last sign
         return self._first
 
     def _talk(self) -> None:
         """Say and read, once a second; a store that does not answer is left alone with this thread."""
-        store: Any = None
-        last = False
-        while not last:
-            last = self._quiet.is_set()
+        store, until = None, float("inf")
+        while time.monotonic() < until:
             try:
-                if store is None:
-                    store = self._connect()
-                    for other in self._others:
-                        store.compare_set(f"sign/{other}", "", "")
-                    store.compare_set("verdict", "", "")
-                    store.compare_set("alarm", "", "")
-                self._changes += 1
-                store.set(f"sign/{self.rank}", json.dumps({"change": self._changes, "sign": vars(self._mine)}))
-                if last and self._mine.said:
-                    by = store.compare_set(f"sentence/{self._mine.said}", "", str(self.rank))
-                    self._first = bytes(by).decode() == str(self.rank)
-                if self._alarmed:
-                    store.set("alarm", "1")
-                texts = store.multi_get(["verdict", "alarm", *(f"sign/{other}" for other in self._others)])
-                verdict, alarm, *signs = (bytes(text).decode() for text in texts)
-                now = time.monotonic()
-                self._answered = now
-                self._alarmed |= bool(alarm)
-                for seen, text in zip(self._others.values(), signs, strict=True):
-                    if text:
-                        seen.read(text, now)
-                if self._verdict is not None:  # whose verdict is the first, that is everybody's
-                    verdict = bytes(store.compare_set("verdict", "", json.dumps(self._verdict))).decode()
-                if verdict:
-                    said, code = json.loads(verdict)
-                    self._verdict = said, code
+                store = store or self._connected()
+                self._exchange(store)
             except Exception:  # the store's errors are of many classes; silence is what counts
                 store = None
-            self._quiet.wait(BEAT)
+            if self._quiet.is_set():
+                # The store may be rank 0's: the others should hear before it goes how this ended.
+                until = min(until, time.monotonic() + (LINGER if self.rank == 0 else 0))
+                hopeless = time.monotonic() - ALARMED
+                if store is None or all(seen.sign.gone or seen.beat < hopeless for seen in self._others.values()):
+                    return
+                time.sleep(BEAT / 5)
+            else:
+                self._quiet.wait(BEAT)
+
+    def _connected(self) -> Any:
+        store = self._connect()
+        for name in ("verdict", "alarm", *(f"sign/{other}" for other in self._others)):
+            store.compare_set(name, "", "")  # a name that is not there would be waited for
+        return store
+
+    def _exchange(self, store: Any) -> None:
+        """Say how it is here, and hear how it is elsewhere."""
+        self._changes += 1
+        store.set(f"sign/{self.rank}", json.dumps({"change": self._changes, "sign": vars(self._mine)}))
+        if self._mine.said:
+            by = store.compare_set(f"sentence/{self._mine.said}", "", str(self.rank))
+            self._first = bytes(by).decode() == str(self.rank)
+        if self._alarmed:
+            store.set("alarm", "1")
+        names = ["verdict", "alarm", *(f"sign/{other}" for other in self._others)]
+        verdict, alarm, *signs = (bytes(text).decode() for text in store.multi_get(names))
+        now = time.monotonic()
+        self._answered = now
+        self._alarmed |= bool(alarm)
+        for seen, text in zip(self._others.values(), signs, strict=True):
+            if text:
+                seen.read(text, now)
+        if self._verdict is not None:  # whose verdict is the first, that is everybody's
+            verdict = bytes(store.compare_set("verdict", "", json.dumps(self._verdict))).decode()
+        if verdict:
+            said, code = json.loads(verdict)
+            self._verdict = said, code
 
     def _judge(self) -> None:
         """Find a verdict, or hear of one, and end the process; the main thread has a little time to end by itself."""
@@ -132,7 +145,7 @@ class Watchdog:
             if self._verdict is None:
                 self._verdict = self._found()
             else:
-                self._quiet.wait(4 * BEAT)  # the verdict goes to the others; a main thread in ``reason`` ends by itself
+                self._quiet.wait(3 * BEAT)  # the verdict goes to the others; a main thread in ``reason`` ends by itself
                 if not self._quiet.is_set():
                     self._end(*self._verdict)
                     return
@@ -141,16 +154,16 @@ class Watchdog:
     def _found(self) -> tuple[str, int] | None:
         now, patience = time.monotonic(), ALARMED if self._alarmed else self.lost
         if now - self._answered > patience:
-            where = f" on {self._others[0].sign.host}" if self.rank else ""
+            where = f" on {self._others[0].sign.host}" if self.rank and self._others[0].sign.host else ""
             return (
                 f"rank 0 of {self.world}{where}, or the launcher that keeps the job's store, has been silent for "
                 f"{now - self._answered:.0f} s; {_AGAIN}",
                 Lost.exit_code,
             )
         for rank, seen in self._others.items():
-            name = f"rank {rank} of {self.world} on {seen.sign.host}"
+            name = f"rank {rank} of {self.world}" + (f" on {seen.sign.host}" if seen.sign.host else "")
             if seen.sign.gone:
-                if seen.sign.said and now - seen.beat > 3 * BEAT:  # the others may be about to say the same
+                if seen.sign.said and now - seen.progress > 3 * BEAT:  # the others may be about to say the same
                     return f"{name} ended: {seen.sign.said}", seen.sign.code
             elif now - seen.beat > patience:
                 was = f"{seen.sign.phase}, step {seen.sign.step}"
@@ -183,6 +196,7 @@ def begin(rank: int, world: int) -> None:
 
     def connect() -> Any:
         waits = timedelta(seconds=5 * BEAT)
+        socket.create_connection((host, port), timeout=BEAT).close()  # the store itself tries, and complains, for long
         return PrefixStore(f"mae-pipe/{start}", TCPStore(host, port, is_master=False, timeout=waits))
 
     _here.append(Watchdog(rank, world, connect, end=_end))
@@ -212,6 +226,8 @@ def watched(work: Iterator[T]) -> Iterator[T]:
 
 def lost(error: Exception) -> MaePipeError:
     """What to raise when a collective failed: names the rank that is the cause, if one is."""
+    if not _here:
+        time.sleep(2 * LINGER)  # the verdict is known already, and is just ending this process
     verdict = _here[0].reason() if _here else None
     if verdict is None:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import ClassVar
 
@@ -81,6 +82,7 @@ def _group() -> None:
 
 def main() -> None:
     """The ``mae-pipe`` command. Exit codes: docs/exit-codes.md."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # of a lost rank it would tell pages, and not which
     try:
         sys.exit(_group.main(standalone_mode=False))  # None, or what a verb's ctx.exit() was given
     except click.exceptions.Abort:
