@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ class Rows:
                 if self.synced:
                     os.fsync(file.fileno())
             except OSError:
-                file.truncate(before)  # half a row is none
+                with suppress(OSError):
+                    file.truncate(before)  # half a row is none
                 raise
         self._waiting = []
 
