@@ -83,7 +83,11 @@ def test_another_trouble_of_the_disk_ends_nothing_either(tmp_path: Path, capsys:
     os.unlink(tmp_path / "metrics.jsonl")
     journal.write("train", 3, loss=0.25)
     journal.close()
-    assert [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 0.5, 0.25]
+    assert [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
+        1,
+        0.5,
+        0.25,
+    ]
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 3
     assert "tensorboard lacks some rows that metrics.jsonl has: " in said[-1]
