@@ -59,7 +59,7 @@ class Faults:
         """The run stands at ``step``: forget what came after it."""
         state = [0, 0, 0]
         if self.engine.rank == 0:
-            kept = self._rows.keep(lambda row: row.get("to", row["step"]) <= step)
+            kept = self._rows.keep(lambda row: bool(row.get("to", row["step"]) <= step))
             back = [row["step"] - row["to"] for row in kept if "to" in row]
             skipped = {row["step"] for row in kept if "to" not in row}
             state = [sum(back), 0, len(back)]

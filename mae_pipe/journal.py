@@ -33,7 +33,7 @@ class Journal:
         """Forget the rows after ``step``: a run that goes on from there writes them again."""
         self._purge = step + 1
         if self.active:
-            self._rows.keep(lambda row: row["step"] <= step)
+            self._rows.keep(lambda row: bool(row["step"] <= step))
             self._close_board()  # the next one begins after ``step``
 
     def write(self, kind: str, step: int, **values: float | int | str) -> None:

@@ -29,25 +29,25 @@ class Rows:
         self._waiting: list[dict[str, Any]] = []
         self._said = False
 
-    def read(self) -> list[dict[str, Any]]:
-        """All rows, without a line that a killed run tore, or that is none of ours."""
-        found = []
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.is_file() else []
-        for line in lines:
+    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+        """Forget the other rows, and what a killed run tore; returns those that are left."""
+        raw = self.path.read_bytes() if self.path.is_file() else b""
+        lines, rows = [], []
+        for line in raw.splitlines(keepends=True):
             try:
-                if line.endswith(b"\n") and isinstance(json.loads(line)["step"], int):
-                    found.append(json.loads(line))
+                if line.endswith(b"\n") and wanted(row := json.loads(line)):
+                    lines.append(line)
+                    rows.append(row)
             except (ValueError, KeyError, TypeError):
                 continue
-        return found + self._waiting
-
-    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-        """Forget the other rows; returns those that are left."""
-        kept = [row for row in self.read() if wanted(row)]
-        self._waiting = []
-        if self.path.is_file() or kept:
-            write_whole(self.path, _lines(kept))
-        return kept
+        kept = b"".join(lines)
+        if not raw.startswith(kept):
+            write_whole(self.path, kept)
+        elif raw != kept:  # the usual case, for which a full disk has room
+            with writing(self.path.parent):
+                os.truncate(self.path, len(kept))
+        self._waiting = [row for row in self._waiting if wanted(row)]
+        return rows + self._waiting
 
     def add(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         """One row more; returns those that were written now."""

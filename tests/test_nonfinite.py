@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deepspeed.accelerator import get_accelerator
 
 from mae_pipe.errors import TrainingError
 from tests.workers.nonfinite import BAD, CASES, STEPS, Poisoned, go
@@ -50,6 +51,17 @@ def test_the_step_is_skipped_and_its_images_are_named(
     (row,) = written(tmp_path)
     check_row(row, how, ranks=1)
     assert f"{tmp_path / 'nonfinite.jsonl'} names the images" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("how", "rows"), [("nan", 1), ("gradient", 0)])
+def test_in_fp16_a_gradient_counts_only_at_the_lowest_scale_and_a_loss_at_once(
+    tmp_path: Path, how: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+    found = go(tmp_path, Poisoned(how), precision="fp16")
+    before = {step: weights for step, _, _, weights in found}
+    assert before[6] == before[7] != before[8]
+    assert (tmp_path / "nonfinite.jsonl").is_file() == bool(rows)
 
 
 def test_a_run_goes_back_and_passes_over_the_images_and_a_resumed_one_does_the_same(tmp_path: Path) -> None:

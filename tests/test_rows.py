@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +79,7 @@ def test_another_trouble_of_the_disk_ends_nothing_either(tmp_path: Path, capsys:
     journal = Journal(tmp_path)
     journal.write("train", 1, loss=1.0)
     journal.write("train", 2, loss=0.5)
-    os.unlink(tmp_path / "metrics.jsonl")
+    (tmp_path / "metrics.jsonl").unlink()
     journal.write("train", 3, loss=0.25)
     journal.close()
     assert [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [

@@ -1,6 +1,7 @@
 """Two ranks pretrain; after two steps one image's bytes are damaged on the disk. Arguments: SHARDS RUN.
 
-Prints the exit codes of the ranks, and the seconds from the damage to the end, as JSON; the ranks say what the command line does.
+Prints the exit codes of the ranks, and the seconds from the damage to the end, as JSON; the ranks say what the command
+line does.
 """
 
 from __future__ import annotations

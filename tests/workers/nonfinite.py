@@ -107,7 +107,7 @@ def go(
     look()
 
     def seen(step: int, batch: Batch, loss: torch.Tensor) -> None:
-        found.append((step + 1, batch.positions.tolist(), float(loss).hex(), weights[-1].flatten().tolist()))
+        found.append((step + 1, batch.positions.tolist(), float(loss.detach()).hex(), weights[-1].flatten().tolist()))
         if step + 1 == end_at:
             raise KeyboardInterrupt
 
