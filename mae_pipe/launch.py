@@ -77,12 +77,12 @@ def join() -> Place:
     os.environ.setdefault("WORLD_SIZE", str(here.world))
     try:
         dist.init_process_group(backend, rank=here.rank, world_size=here.world, timeout=TIMEOUT)
+        watchdog.begin(here.rank, here.world)
     except (RuntimeError, dist.DistError) as error:
         raise RunError(
             f"rank {here.rank} of {here.world} could not reach the others at {os.environ['MASTER_ADDR']}:"
             f"{os.environ['MASTER_PORT']}: {str(error).splitlines()[0]}; check that all ranks were started"
         ) from error
-    watchdog.begin(here.rank, here.world)
     return here
 
 

@@ -32,7 +32,7 @@ class Watchdog:
     """One rank's signs and its eye on the others.
 
     Args:
-        connect: a new connection to the job's store, with keys that are this start's own.
+        store: a connection of its own to the job's, with keys that are this start's own.
         end: what is done with the verdict; ends the process.
     """
 
@@ -40,14 +40,14 @@ class Watchdog:
         self,
         rank: int,
         world: int,
-        connect: Callable[[], Any],
+        store: Any,
         *,
         end: Callable[[str, int], None],
         lost: float = LOST,
         hang: float = HANG,
     ) -> None:
         self.rank, self.world, self.lost, self.hang = rank, world, lost, hang
-        self._connect, self._end = connect, end
+        self._store, self._end = store, end
         self._mine, self._changes, self._alarmed = Sign(host=socket.gethostname()), 0, False
         now = time.monotonic()
         watched = range(world) if rank == 0 else range(1)
@@ -92,32 +92,28 @@ class Watchdog:
         return self._first
 
     def _talk(self) -> None:
-        """Say and read, once a second; a store that does not answer is left alone with this thread."""
-        store, until = None, float("inf")
+        """Say and read, once a second, for as long as the store answers."""
+        for name in ("verdict", "alarm", *(f"sign/{other}" for other in self._others)):
+            self._store.compare_set(name, "", "")  # a name that is not there would be waited for
+        until = float("inf")
         while time.monotonic() < until:
             try:
-                store = store or self._connected()
-                self._exchange(store)
-            except Exception:  # the store's errors are of many classes; silence is what counts
-                store = None
+                self._exchange()
+            except Exception:  # the store's errors are of many classes; its silence is what counts
+                return
             if self._quiet.is_set():
                 # The store may be rank 0's: the others should hear before it goes how this ended.
                 until = min(until, time.monotonic() + (LINGER if self.rank == 0 else 0))
                 hopeless = time.monotonic() - ALARMED
-                if store is None or all(seen.sign.gone or seen.beat < hopeless for seen in self._others.values()):
+                if all(seen.sign.gone or seen.beat < hopeless for seen in self._others.values()):
                     return
                 time.sleep(BEAT / 5)
             else:
                 self._quiet.wait(BEAT)
 
-    def _connected(self) -> Any:
-        store = self._connect()
-        for name in ("verdict", "alarm", *(f"sign/{other}" for other in self._others)):
-            store.compare_set(name, "", "")  # a name that is not there would be waited for
-        return store
-
-    def _exchange(self, store: Any) -> None:
+    def _exchange(self) -> None:
         """Say how it is here, and hear how it is elsewhere."""
+        store = self._store
         self._changes += 1
         store.set(f"sign/{self.rank}", json.dumps({"change": self._changes, "sign": vars(self._mine)}))
         if self._mine.said:
@@ -194,12 +190,8 @@ def begin(rank: int, world: int) -> None:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     start = f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
-    def connect() -> Any:
-        waits = timedelta(seconds=5 * BEAT)
-        socket.create_connection((host, port), timeout=BEAT).close()  # the store itself tries, and complains, for long
-        return PrefixStore(f"mae-pipe/{start}", TCPStore(host, port, is_master=False, timeout=waits))
-
-    _here.append(Watchdog(rank, world, connect, end=_end))
+    store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=LOST))
+    _here.append(Watchdog(rank, world, PrefixStore(f"mae-pipe/{start}", store), end=_end))
     _here[0].start()
     atexit.register(_at_exit)
 
