@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -35,6 +36,15 @@ def writing(where: Path) -> Iterator[None]:
         if "PytorchStreamWriter" in str(error) or "unexpected pos" in str(error):
             raise DiskError(f"cannot write to {where}: {_WHY[errno.ENOSPC]}") from error
         raise
+
+
+@contextlib.contextmanager
+def going_on_without(what: str) -> Iterator[None]:
+    """Say that ``what`` could not be written, instead of ending a run for it."""
+    try:
+        yield
+    except (DiskError, OSError) as error:
+        print(f"mae-pipe: {what} could not be written, and training goes on: {error}", file=sys.stderr, flush=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -144,6 +144,9 @@ def downstream(
             save_every=plan.steps_of(recipe.saving.every_epochs),
             save=save,
             finish=saver.finish,
+            faults=recipe.faults,
+            restore=lambda: folder.go_back(engine, saver),
+            key_of=stream.index.key,
             after_step=after_step,
         )
     # Not in the loop: a run that was stopped after its last step still gets its result.

@@ -94,6 +94,9 @@ def pretrain(
             save_every=plan.steps_of(recipe.saving.every_epochs),
             save=saver.save,
             finish=saver.finish,
+            faults=recipe.faults,
+            restore=lambda: run.go_back(engine, saver),
+            key_of=stream.index.key,
             seen=seen,
             after_step=lambda step: draw(step, engine),
         )

@@ -22,6 +22,7 @@ from mae_pipe.tables import (
     Data,
     DecoderShape,
     EncoderShape,
+    FaultChoice,
     Logging,
     MaskChoice,
     Optimizer,
@@ -42,6 +43,7 @@ __all__ = [
     "Downstream",
     "EncoderShape",
     "EngineChoice",
+    "FaultChoice",
     "Logging",
     "MaskChoice",
     "Optimizer",
@@ -71,6 +73,7 @@ class Recipe(Table):
     engine: EngineChoice = EngineChoice()
     saving: Saving = Saving()
     logging: Logging = Logging()
+    faults: FaultChoice = FaultChoice()
 
     @model_validator(mode="after")
     def _suits_the_engine(self) -> Recipe:

@@ -24,6 +24,7 @@ from mae_pipe.data.sample import Stored
 from mae_pipe.data.shelf import Shelf
 from mae_pipe.data.stream import Stream
 from mae_pipe.direct import shards_of
+from mae_pipe.disk import going_on_without
 from mae_pipe.errors import DataError, RunError
 from mae_pipe.pixels import pixels_of
 from mae_pipe.recipe import Data, Pretrain, parse
@@ -214,7 +215,9 @@ class RunPictures:
             page = pictures.draw(
                 strips_of(made, self.recipe), title=f"step {step:,}", footer=caption(self.recipe, made)
             )
-            pictures.save(page, self.folder / f"step-{step:07d}.png")
+            path = self.folder / f"step-{step:07d}.png"
+            with going_on_without(str(path)):
+                pictures.save(page, path)
 
 
 def visible_channels(pixels: Tensor) -> Tensor:

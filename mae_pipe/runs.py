@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +36,7 @@ FREE = (  # a resumed run may change them
     "about",
     "logging",
     "saving",
+    "faults",
     "eval_every_epochs",
     "data.workers",
     "data.worker_kind",
@@ -206,6 +208,13 @@ class Run:
         archive = Archive(checkpoint, record)
         engine.put(archive.read, archive.kinds, record.numbers)
         return record.step
+
+    def go_back(self, engine: Engine, saver: Saver) -> int | None:
+        """To the newest checkpoint, in the middle of training; its step. None: there is none. All ranks call it."""
+        with suppress(DiskError):  # then it is the one before
+            saver.finish()
+        found = self.on_rank_0(self.newest)
+        return None if found is None else self.restore(engine, found)
 
     def save_weights(self, name: str, entries: Iterable[Entry], metadata: dict[str, Any]) -> None:
         """Write ``name`` (.safetensors); every metadata value is JSON. Rank 0 only."""

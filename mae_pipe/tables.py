@@ -186,6 +186,13 @@ class Saving(Table):
     background: bool = True  # write a copy while training goes on, where memory has room for it
 
 
+class FaultChoice(Table):
+    """What a run does where something goes wrong in it."""
+
+    nonfinite: Literal["skip", "rollback", "stop"] = "skip"  # where a step's loss or gradient is not finite
+    budget: Positive = 5  # skip: with so many steps in a row the run ends; rollback: it goes back so often
+
+
 class Logging(Table):
     """How often a run speaks."""
 

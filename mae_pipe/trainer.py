@@ -15,16 +15,18 @@ import torch.distributed as dist
 from mae_pipe import watchdog
 from mae_pipe.consensus import Consensus
 from mae_pipe.data.batch import Batch
-from mae_pipe.data.device import placed
+from mae_pipe.data.device import Placed, placed
 from mae_pipe.engine import Engine
-from mae_pipe.errors import Stopped, TrainingError
+from mae_pipe.errors import Stopped
+from mae_pipe.faults import Faults
 from mae_pipe.journal import Journal
 from mae_pipe.launch import meet
 from mae_pipe.live import Live
 from mae_pipe.optim import Plan
 from mae_pipe.seeding import key
+from mae_pipe.tables import FaultChoice
 
-PATIENCE = 5  # steps in a row whose gradients may be non-finite, and are skipped
+SKIP = FaultChoice()
 
 
 class Source(Protocol):
@@ -48,6 +50,9 @@ def train(
     finish: Callable[[], None] = lambda: None,
     after_step: Callable[[int], None] | None = None,
     seen: Callable[[int, Batch, torch.Tensor], None] | None = None,
+    faults: FaultChoice = SKIP,
+    restore: Callable[[], int | None] = lambda: None,
+    key_of: Callable[[int], str] = str,
 ) -> None:
     """Train from step ``start`` to ``plan.steps``.
 
@@ -58,50 +63,49 @@ def train(
         finish: waits until the last of them is whole.
         after_step: evaluations and pictures; they decide by the step themselves.
         seen: sees every (step, batch, loss), for tests and debugging; reading the loss makes the device wait.
+        faults: what is done where a loss or gradient is not finite.
+        restore: goes back to the newest checkpoint and gives its step; None where there is none.
+        key_of: the key of an image's number, by which it is named.
     """
     engine.train()
     meter = _Meter(engine, plan)
     noise = key(seed, f"noise/{engine.rank}")
-    bad = 0
     anyone = Consensus(("stop",))
-    stream = source.batches(start * plan.global_batch)
-    with closing(stream) as batches, _asked_to_stop() as asked, _naming_a_lost_rank(engine):  # type: ignore[type-var]
-        pairs = placed(batches, engine.device)
-        for step in range(start, plan.steps):
+    policy = Faults(faults, engine, journal.folder, restore=restore, key_of=key_of)
+    policy.begin(start)
+    with (
+        closing(_Feed(source, engine.device)) as feed,
+        _written_down(journal, policy),
+        _asked_to_stop() as asked,
+        _naming_a_lost_rank(engine),
+    ):
+        feed.begin((start + policy.passed) * plan.global_batch)
+        step = start
+        while step < plan.steps:
             lr = plan.lr(step)
             torch.manual_seed((noise + step) % 2**63)
             for _ in range(plan.accumulation):
                 watchdog.at("waiting for data", step)
                 with meter.waiting():
-                    batch, there = next(pairs)
+                    batch, there = feed.next()
                 watchdog.at("computing", step)
                 loss = engine(there)
-                engine.backward(loss / plan.accumulation)
+                engine.backward(policy.noting(loss, batch) / plan.accumulation)
                 meter.add(loss)
                 if seen is not None:
                     seen(step, batch, loss)
             watchdog.at("updating", step)
-            applied = engine.step(lr)
-            bad = 0 if applied else bad + 1
-            if bad == PATIENCE:
-                raise TrainingError(
-                    f"the gradients of steps {step - PATIENCE + 1} to {step} were not finite on some rank and were "
-                    f"skipped; lower optimizer.base_lr or set optimizer.clip, and resume from the last checkpoint"
-                )
+            back = policy.after(step + 1, engine.step(lr))
+            if back is not None:
+                step = back
+                journal.cut(step)
+                feed.begin((step + policy.passed) * plan.global_batch)
+                meter = _Meter(engine, plan)
+                continue
             done = step + 1
             stop = bool(anyone(stop=asked())["stop"])
-            told = done % log_every == 0 or done == plan.steps
-            if told:
-                numbers = meter.read(done)
-                journal.write("train", done, **numbers, lr=lr, grad_norm=engine.gradient_norm(), skipped=bad)
-                live.show(
-                    done,
-                    epoch=numbers["epoch"],
-                    loss=numbers["loss"],
-                    lr=lr,
-                    images_per_second=numbers["images_per_second"],
-                    wait_share=numbers["wait_share"],
-                )
+            if done % log_every == 0 or done == plan.steps:
+                meter.tell(done, journal, live, lr=lr, skipped=policy.in_a_row)
             watchdog.at("evaluating and saving", step)
             with meter.pausing():
                 if after_step is not None:
@@ -116,6 +120,31 @@ def train(
                 anyone.last()
             if stop and done < plan.steps:
                 raise Stopped(f"asked to stop: step {done} is saved; the same command goes on from there")
+            step = done
+
+
+class _Feed:
+    """A source's batches on a device, from wherever it is told."""
+
+    def __init__(self, source: Source, device: torch.device) -> None:
+        self.source, self.device = source, device
+        self._batches: Iterator[Batch] = iter(())
+        self._pairs: Iterator[Placed] = iter(())
+
+    def begin(self, position: int) -> None:
+        """Go on from a position in the stream."""
+        self.close()
+        self._batches = self.source.batches(position)
+        self._pairs = placed(self._batches, self.device)
+
+    def next(self) -> Placed:
+        return next(self._pairs)
+
+    def close(self) -> None:
+        """End what reads ahead."""
+        for made in (self._pairs, self._batches):
+            if hasattr(made, "close"):
+                made.close()
 
 
 class _Meter:
@@ -148,6 +177,13 @@ class _Meter:
         yield
         self._paused += time.perf_counter() - began
 
+    def tell(self, step: int, journal: Journal, live: Live, *, lr: float, skipped: int) -> None:
+        """Write down and show the steps since the last time."""
+        numbers = self.read(step)
+        journal.write("train", step, **numbers, lr=lr, grad_norm=self.engine.gradient_norm(), skipped=skipped)
+        shown = ("epoch", "loss", "images_per_second", "wait_share")
+        live.show(step, lr=lr, **{name: numbers[name] for name in shown})
+
     def read(self, step: int) -> dict[str, Any]:
         """The journal's numbers of the steps since the last reading, over all ranks."""
         loss = self._loss / self._count
@@ -166,6 +202,18 @@ class _Meter:
         }
         self._clear()
         return numbers
+
+
+@contextmanager
+def _written_down(journal: Journal, policy: Faults) -> Iterator[None]:
+    """Write what is still to be written, also where training fails."""
+    try:
+        yield
+    except BaseException:
+        journal.close()
+        raise
+    finally:
+        policy.close()
 
 
 @contextmanager

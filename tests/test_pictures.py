@@ -248,6 +248,21 @@ def test_a_run_draws_the_same_images_at_the_start_every_so_often_and_at_the_end(
         assert [np.asarray(a).tolist() for a in first[stage]] == [np.asarray(b).tolist() for b in last[stage]]
 
 
+def test_pictures_that_cannot_be_written_are_named_and_do_not_end_a_run(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = tiny()
+    engine: Any = Engine(Pretraining.from_recipe(chosen, CATALOG))
+    draw = RunPictures.of(tmp_path, shards, chosen, CATALOG, every=1, last=2)
+    (tmp_path / "pictures").write_text("a file in the way")
+    draw(1, engine)
+    (tmp_path / "pictures").unlink()
+    draw(2, engine)
+    assert [path.stem for path in (tmp_path / "pictures").iterdir()] == ["step-0000002"]
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "step-0000001.png could not be written, and training goes on: " in said
+
+
 def test_only_one_rank_writes_pictures(shards: Path, tmp_path: Path) -> None:
     chosen = tiny()
     engine: Any = Engine(Pretraining.from_recipe(chosen, CATALOG))

@@ -137,12 +137,12 @@ def test_gradients_that_stay_non_finite_end_the_run_with_whole_weights(
         if step >= 10:
             found.append(engine.weights()["line.weight"])
 
-    with pytest.raises(TrainingError, match="steps 10 to 14 "):
+    with pytest.raises(TrainingError, match="steps 11 to 15 "):
         go(engine, plan, tmp_path, after_step=after)
     assert found[0].isfinite().all()
     assert all(torch.equal(weight, found[0]) for weight in found)
     assert rows(tmp_path)[-1]["loss"] is None  # NaN is no JSON
-    assert rows(tmp_path)[-1]["skipped"] == 2  # of steps 10 and 11
+    assert rows(tmp_path)[-1]["skipped"] == 2  # of steps 11 and 12
 
 
 def test_the_reader_is_closed_when_training_ends(tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ class Engine:
         if self.device.type == "cpu" and not spare:
             keep_memory()  # not before: what was made on the way here is given back
         choose_attention(self.task, precision)  # ZeRO 3 casts weights behind the task's back
+        self.scaled_too_high = False  # whether that alone may be why the last step was skipped
         self._profile, self._steps = recipe.engine.profile, 0
         self._scales = [group.get("lr_scale", 1.0) for group in self._optimizer.param_groups]
         # ZeRO makes groups of its own, to which the time-out of the job's group does not reach.
@@ -109,7 +110,7 @@ class Engine:
 
         Returns:
             False if the gradients were not finite, and the step was skipped. In fp16 a step is also skipped
-            where the loss was scaled too high; that is no fault, and True while there is a lower scale to try.
+            where the loss was scaled too high: then ``scaled_too_high`` says that there is a lower scale to try.
         """
         for group, scale in zip(self._optimizer.param_groups, self._scales, strict=True):
             group["lr"] = lr * scale
@@ -120,7 +121,9 @@ class Engine:
             scaler.raise_error_at_min_scale = False  # the loop has its own patience, and a sentence
         self._engine.step()
         self._steps += 1
-        return bool(self._engine.was_step_applied()) or lower
+        applied = bool(self._engine.was_step_applied())
+        self.scaled_too_high = lower and not applied
+        return applied
 
     def gradient_norm(self) -> float:
         """The norm of the last step's gradient over all ranks, before clipping. Waits for the device."""

@@ -86,12 +86,15 @@ def put(engine: Any, read: Read, kinds: set[str], numbers: dict[str, Any]) -> No
     for number, stretches in enumerate(_stretches(engine)):
         with _Present(optimizer, number, write=True) as flat:
             values = {WEIGHT: flat.data}
-            if moments:
-                values |= _begin_moments(optimizer, flat, moments, numbers["optimizer_step"])
+            present = moments or list(_moments(optimizer, flat))  # where a run goes back before its first step
+            values |= _begin_moments(optimizer, flat, present, numbers["optimizer_step"]) if present else {}
             for one in stretches:
                 for kind, whole in values.items():
-                    read_piece = read(Piece(kind, one.name, one.start), one.numel)
-                    whole[one.offset : one.offset + one.numel].copy_(read_piece)
+                    here = whole[one.offset : one.offset + one.numel]
+                    if kind in kinds:
+                        here.copy_(read(Piece(kind, one.name, one.start), one.numel))
+                    else:
+                        here.zero_()
     for name, tensor in _state(engine.module).items():
         if not (isinstance(tensor, nn.Parameter) and tensor.requires_grad):
             shape = getattr(tensor, "ds_shape", tensor.shape)

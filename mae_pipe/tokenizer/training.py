@@ -23,7 +23,7 @@ from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream, open_stream
 from mae_pipe.direct import shards_of
-from mae_pipe.disk import write_whole
+from mae_pipe.disk import going_on_without, write_whole
 from mae_pipe.engine import Engine, require
 from mae_pipe.journal import Journal
 from mae_pipe.live import Live
@@ -126,6 +126,9 @@ def train_tokenizer(
             save_every=plan.steps_of(recipe.saving.every_epochs),
             save=saver.save,
             finish=saver.finish,
+            faults=recipe.faults,
+            restore=lambda: run.go_back(engine, saver),
+            key_of=stream.index.key,
             after_step=after_step,
         )
     # Not in the loop: a run that was stopped after its last step still gets its result.
@@ -182,7 +185,8 @@ def evaluate(engine: Engine, source: Stream, codebook: int, folder: Path | None)
         dist.all_reduce(sums)
     engine.train()
     if folder is not None and shown is not None:
-        _draw(*shown, folder / "reconstructions.png")
+        with going_on_without(str(folder / "reconstructions.png")):
+            _draw(*shown, folder / "reconstructions.png")
     share = counts / counts.sum()
     surprise = -(share * torch.log(share.clamp(min=1e-300))).sum()
     return {
