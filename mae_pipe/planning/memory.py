@@ -59,7 +59,7 @@ def memory(
     Args:
         activations: of a micro-batch, bytes.
         accumulation: micro-batches of a step.
-        device: on "cpu" pages of a bucket that nothing is written to take no memory, and AdamW is not fused.
+        device: on "cpu" pages of a bucket that nothing is written to take no memory.
     """
     n, s = weights.parameters, -(-weights.parameters // world)
     w = 4 if engine.precision == "fp32" else 2
@@ -68,7 +68,6 @@ def memory(
     bucket = engine.reduce_bucket or REDUCE
     full = min(n, bucket)  # of it that is used
     held = full if device == "cpu" else bucket
-    adam = 8 * min(s, SUB_GROUP) if device == "cpu" and not off else 0  # PyTorch's, where it is not fused
     host = 0 if not off else MASTER * s + 4 * s
     # Of a bucket that is full before the backward pass ends, activations are still there.
     left = round(activations * (1 - full / n))
@@ -83,25 +82,26 @@ def memory(
             whole = 0  # there is nothing to gather
         flush = (2 if world == 1 else 1) * r * full
         passes = r * held + whole + max(activations, left + flush)
-        step = r * held + 4 * min(s, SUB_GROUP) + adam if not off else 0
+        step = r * held + 4 * min(s, SUB_GROUP) if not off else 0
         return _of(weights, stay + states, gradients, activations, passes, step, host)
     if engine.zero == 1 and engine.precision == "bf16" and not off:  # DeepSpeed's BF16_Optimizer
         low = 2 * n
         flat = min(n, FLAT)
         passes = max(activations, low) if accumulation == 1 else activations + low
-        step = low + max((4 if r == 4 else 6) * flat, adam)
+        step = low + (4 if r == 4 else 6) * flat
         return _of(weights, 2 * n + MASTER * s, 4 * n, activations, passes, step, 0)
     states = w * n + (0 if off else MASTER * s)
     host += w * s if off else 0
     small = 4 * weights.largest if off else 0
     if engine.zero == 1:  # gradients stay whole, and are summed by buckets when the step begins
         passes = activations + (r * held if accumulation > 1 else 0)  # the bucket stays until the step
-        step = 4 * s + max(r * held, adam)
+        step = 4 * s + r * held
         return _of(weights, states, 4 * n, activations, passes + small, step + small, host)
     gradients = 0 if off else 4 * s
     flush = (w + (r if r != w else 0)) * full
     passes = w * held + max(activations, left + flush) + (4 * s if off else 0)
-    return _of(weights, states, gradients, activations, passes + small, adam + small, host)
+    step = 4 * s if w == 4 and not off else 0  # gradients once more, in one piece; in bf16 they fit into what is freed
+    return _of(weights, states, gradients, activations, passes + small, step + small, host)
 
 
 def _of(weights: Weights, states: int, gradients: int, activations: int, passes: int, step: int, host: int) -> Memory:
