@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidato
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
 Strength = Annotated[float, Field(ge=0)]
+Above0 = Annotated[float, Field(gt=0)]
 
 
 class Table(BaseModel):
@@ -49,7 +50,7 @@ class Data(Table):
     interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"  # of all crops; antialiased
     centre_share: Annotated[float, Field(gt=0, le=1)] = 0.875  # centre crop: its side in the resized image's short side
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of each channel, in [0, 1]; ImageNet's, as timm
-    std: tuple[Annotated[float, Field(gt=0)], ...] = (0.229, 0.224, 0.225)
+    std: tuple[Above0, ...] = (0.229, 0.224, 0.225)
     order: Literal["auto", "full", "window"] = "auto"  # of the images; auto: full, or window where shards are fetched
     window: Positive = 32768  # order "window": images that are shuffled together, about; whole shards
     lanes: Positive = 1  # order "window": parts of a global batch with shards of their own; a node fetches its parts'
@@ -191,6 +192,8 @@ class FaultChoice(Table):
 
     nonfinite: Literal["skip", "rollback", "stop"] = "skip"  # where a step's loss or gradient is not finite
     budget: Positive = 5  # skip: with so many steps in a row the run ends; rollback: it goes back so often
+    lost_seconds: Above0 = 30.0  # without a sign of life, after which a rank is lost
+    hang_minutes: Above0 = 10.0  # in which no rank gets on, after which the job is ended
 
 
 class Logging(Table):

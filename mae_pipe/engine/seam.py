@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mae_pipe import launch
+from mae_pipe import launch, watchdog
 from mae_pipe.attention import choose_attention
 from mae_pipe.engine import state
 from mae_pipe.engine.config import config_of, require
@@ -80,7 +81,8 @@ class Engine:
         # ZeRO makes groups of its own, to which the time-out of the job's group does not reach.
         set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # torch < 2.14
         for group in list(dist.distributed_c10d._world.pg_map):
-            set_timeout(launch.TIMEOUT, group)
+            set_timeout(max(launch.TIMEOUT, 2 * timedelta(minutes=recipe.faults.hang_minutes)), group)
+        watchdog.limits(lost=recipe.faults.lost_seconds, hang=60 * recipe.faults.hang_minutes)
 
     @property
     def task(self) -> nn.Module:

@@ -70,15 +70,14 @@ def cases(count: int, seed: int) -> list[Case]:
 
 def chosen(stage: int) -> recipe.Pretrain:
     saving = recipe.Saving(every_epochs=2, keep_last=2)
-    return journey_chosen(stage).model_copy(update={"saving": saving})
+    faults = recipe.FaultChoice(lost_seconds=10, hang_minutes=1)
+    return journey_chosen(stage).model_copy(update={"saving": saving, "faults": faults})
 
 
 def work(shards: Path, run: Path, log: Path, stage: int, poisoned: bool, before: Callable[[], None]) -> None:
     """What a rank does."""
     here = launch.place()
     before()
-    launch.join()
-    watchdog.limits(lost=10, hang=60)
     if poisoned:
         _poison()
 
