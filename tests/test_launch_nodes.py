@@ -87,7 +87,7 @@ def assert_one_run_of_two(run: Path, alone: dict[int, float]) -> None:
     assert losses(run) == pytest.approx(alone, rel=1e-5)
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "ours"])
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("ours", marks=pytest.mark.slow)])
 def test_two_launchers_on_loopback_are_one_job(
     given: tuple[Path, Path], alone: dict[int, float], tmp_path: Path, launcher: str
 ) -> None:
