@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from mae_pipe.errors import MaePipeError as MaePipeError
     from mae_pipe.errors import PluginError as PluginError
     from mae_pipe.masking import Mask as Mask
+    from mae_pipe.masking import gather as gather
     from mae_pipe.patches import patchify as patchify
     from mae_pipe.patches import unpatchify as unpatchify
     from mae_pipe.rng import Rng as Rng
@@ -70,6 +71,7 @@ _HOME = {
     "Teacher": "mae_pipe.teachers",
     "Tokenizer": "mae_pipe.tokenizer.folder",
     "View": "mae_pipe.contracts",
+    "gather": "mae_pipe.masking",
     "load_tokenizer": "mae_pipe.tokenizer.folder",
     "patchify": "mae_pipe.patches",
     "plugin": "mae_pipe.catalog",

@@ -19,6 +19,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from mae_pipe.masking import gather
 from mae_pipe.precision import keep_float32
 from mae_pipe.rng import Rng
 
@@ -125,6 +126,13 @@ class Target(nn.Module, ABC):
     @abstractmethod
     def truth(self, images: Tensor) -> Tensor:
         """[B, C, H, W] normalised images -> [B, N, K] float32 or [B, N] int64."""
+
+    def truth_at(self, images: Tensor, numbers: Tensor) -> Tensor:
+        """The truth of the patches ``numbers`` [B, M] only, [B, M, K] or [B, M]: what training asks for.
+
+        To override where a patch's truth needs no more than that patch.
+        """
+        return gather(self.truth(images), numbers)
 
     @abstractmethod
     def loss(self, prediction: Tensor, truth: Tensor) -> Tensor:

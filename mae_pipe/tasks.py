@@ -135,8 +135,8 @@ class Pretraining(nn.Module):
         tokens = self.encoder(images, mask)  # [B, T + V, D]
         prediction = self.decoder(tokens, mask, everywhere=self.everywhere).float()  # [B, M, K]: hidden patches only
         with torch.no_grad():
-            truth = self.target.truth(images)
-        return self.target.loss(prediction, truth if self.everywhere else mask.hidden_of(truth)).mean()
+            truth = self.target.truth(images) if self.everywhere else self.target.truth_at(images, mask.hidden)
+        return self.target.loss(prediction, truth).mean()
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> Reconstruction:

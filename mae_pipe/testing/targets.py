@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mae_pipe.contracts import Target, View
 from mae_pipe.errors import PluginError
+from mae_pipe.masking import gather
 from mae_pipe.testing import surroundings
 from mae_pipe.testing.subject import Subject, finite, hold, images, near, no_global_randomness, require, same_shape
 
@@ -110,6 +111,11 @@ def shapes(subject: Subject) -> str:
             require(truth.dim() == 3, f"{name}.truth gave shape {list(truth.shape)}, expected [B, N, K]")
             same_shape(f"{name}.truth", truth[..., 0], (IMAGES, count))
             finite(f"{name}.truth", truth)
+        some = torch.arange(count - 1, -1, -2).expand(IMAGES, -1)
+        require(
+            near(target.truth_at(pixels, some), gather(truth, some)),
+            f"{name}.truth_at gave other numbers for some patches than {name}.truth for all",
+        )
         prediction = _prediction(target, view)
         loss = target.loss(prediction, truth)
         same_shape(f"{name}.loss", loss, (IMAGES, count))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mae_pipe.api import Target, View, patchify, plugin, unpatchify
+from mae_pipe.api import Target, View, gather, patchify, plugin, unpatchify
 
 
 @plugin("normalized_pixel")
@@ -22,9 +22,10 @@ class NormalizedPixelTarget(Target):
         self.width = view.numbers
 
     def truth(self, images: Tensor) -> Tensor:
-        patches = patchify(images, self.view.patch).float()  # [B, N, K]
-        deviation, mean = _statistics(patches)
-        return (patches - mean) / deviation
+        return _normalized(patchify(images, self.view.patch).float())
+
+    def truth_at(self, images: Tensor, numbers: Tensor) -> Tensor:
+        return _normalized(gather(patchify(images, self.view.patch), numbers).float())
 
     def loss(self, prediction: Tensor, truth: Tensor) -> Tensor:
         return (prediction.float() - truth).square().mean(dim=-1)
@@ -37,6 +38,12 @@ class NormalizedPixelTarget(Target):
     @property
     def caption(self) -> str:
         return "each predicted patch is drawn with the mean and deviation of the original patch"
+
+
+def _normalized(patches: Tensor) -> Tensor:
+    """[B, patches, K], each patch by itself."""
+    deviation, mean = _statistics(patches)
+    return (patches - mean) / deviation
 
 
 def _statistics(patches: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mae_pipe.api import PluginError, Target, View, patchify, plugin, unpatchify
+from mae_pipe.api import PluginError, Target, View, gather, patchify, plugin, unpatchify
 
 NOTHING = 1e-11  # of the largest variance: what is less is rounding
 
@@ -74,9 +74,15 @@ class PcaTarget(Target):
         self.deviation.copy_(values.flip(0)[: self.width].clamp(min=1e-12).sqrt())
 
     def truth(self, images: Tensor) -> Tensor:
-        patches = patchify(images, self.view.patch).float()  # [B, N, K of a patch]
-        with torch.autocast(images.device.type, enabled=False):
-            coefficients = (patches - self.mean) @ self.axes.T
+        return self._coefficients(patchify(images, self.view.patch))
+
+    def truth_at(self, images: Tensor, numbers: Tensor) -> Tensor:
+        return self._coefficients(gather(patchify(images, self.view.patch), numbers))
+
+    def _coefficients(self, patches: Tensor) -> Tensor:
+        """[B, patches, numbers of a patch] -> [B, patches, k]."""
+        with torch.autocast(patches.device.type, enabled=False):
+            coefficients = (patches.float() - self.mean) @ self.axes.T
         return coefficients / self.deviation if self.whiten else coefficients
 
     def loss(self, prediction: Tensor, truth: Tensor) -> Tensor:

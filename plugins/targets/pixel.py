@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mae_pipe.api import Target, View, patchify, plugin, unpatchify
+from mae_pipe.api import Target, View, gather, patchify, plugin, unpatchify
 
 
 @plugin("pixel")
@@ -18,6 +18,9 @@ class PixelTarget(Target):
 
     def truth(self, images: Tensor) -> Tensor:
         return patchify(images, self.view.patch).float()
+
+    def truth_at(self, images: Tensor, numbers: Tensor) -> Tensor:
+        return gather(patchify(images, self.view.patch), numbers).float()
 
     def loss(self, prediction: Tensor, truth: Tensor) -> Tensor:
         return (prediction.float() - truth).square().mean(dim=-1)

@@ -31,7 +31,7 @@ def chosen() -> recipe.Pretrain:
         optimizer=recipe.Optimizer(base_lr=0.05),
         schedule=recipe.Schedule(epochs=4, warmup_epochs=1),
         engine=recipe.EngineChoice(zero=1, precision="fp32"),
-        saving=recipe.Saving(every_epochs=1),
+        saving=recipe.Saving(every_epochs=1, background=False),  # what dies at a step has the last one saved
         logging=recipe.Logging(every_steps=1, pictures_every_epochs=2),
     )
 
