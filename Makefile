@@ -25,7 +25,7 @@ demo: ready
 	@$(bin)/mae-pipe demo $(ARGS)
 
 test: ready
-	@$(bin)/python -m pytest -q -m 'not slow' $(ARGS)
+	@$(bin)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m 'not slow' $(ARGS)
 
 test-all: ready
 	@$(bin)/python -m pytest -q $(ARGS)
