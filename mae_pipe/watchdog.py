@@ -52,6 +52,7 @@ class Watchdog:
         now = time.monotonic()
         watched = range(world) if rank == 0 else range(1)
         self._others = {other: Seen(beat=now, progress=now) for other in watched if other != rank}
+        self._names = ["verdict", "alarm", *(f"sign/{other}" for other in self._others)]  # read in the store
         self._answered, self._moved = now, now
         self._verdict: tuple[str, int] | None = None
         self._quiet, self._first = threading.Event(), True
@@ -93,11 +94,13 @@ class Watchdog:
 
     def _talk(self) -> None:
         """Say and read, once a second, for as long as the store answers."""
-        for name in ("verdict", "alarm", *(f"sign/{other}" for other in self._others)):
-            self._store.compare_set(name, "", "")  # a name that is not there would be waited for
-        until = float("inf")
+        until, known = float("inf"), False
         while time.monotonic() < until:
             try:
+                if not known:
+                    for name in self._names:
+                        self._store.compare_set(name, "", "")  # one that is not there would be waited for
+                known = True
                 self._exchange()
             except Exception:  # the store's errors are of many classes; its silence is what counts
                 return
@@ -121,8 +124,7 @@ class Watchdog:
             self._first = bytes(by).decode() == str(self.rank)
         if self._alarmed:
             store.set("alarm", "1")
-        names = ["verdict", "alarm", *(f"sign/{other}" for other in self._others)]
-        verdict, alarm, *signs = (bytes(text).decode() for text in store.multi_get(names))
+        verdict, alarm, *signs = (bytes(text).decode() for text in store.multi_get(self._names))
         now = time.monotonic()
         self._answered = now
         self._alarmed |= bool(alarm)
