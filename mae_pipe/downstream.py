@@ -30,6 +30,7 @@ from mae_pipe.live import Live
 from mae_pipe.optim import Groups, Plan, layer_of, no_decay_finetuning, parameter_groups
 from mae_pipe.recipe import Data, Downstream, Pretrain
 from mae_pipe.runs import Run, about_data, about_plugins
+from mae_pipe.stopping import stopping_at_once
 from mae_pipe.trainer import train
 from mae_pipe.weights import entry_of
 
@@ -61,6 +62,7 @@ class Result:
         return {**self.metrics, **values}
 
 
+@stopping_at_once()
 def downstream(
     run: Path,
     recipe: Downstream,

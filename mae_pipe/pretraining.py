@@ -28,11 +28,13 @@ from mae_pipe.pixels import normalise
 from mae_pipe.recipe import Data, Pretrain
 from mae_pipe.reconstruct import RunPictures
 from mae_pipe.runs import Run, about_data, about_plugins, begun_order
+from mae_pipe.stopping import stopping_at_once
 from mae_pipe.tasks import Pretraining
 from mae_pipe.trainer import train
 from mae_pipe.watchdog import watched
 
 
+@stopping_at_once()
 def pretrain(
     recipe: Pretrain,
     shards: Path | str,

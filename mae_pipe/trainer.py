@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +22,7 @@ from mae_pipe.launch import meet
 from mae_pipe.live import Live
 from mae_pipe.optim import Plan
 from mae_pipe.seeding import key
+from mae_pipe.stopping import asked_to_stop
 from mae_pipe.tables import FaultChoice
 
 SKIP = FaultChoice()
@@ -76,7 +75,7 @@ def train(
     with (
         closing(_Feed(source, engine.device)) as feed,
         _written_down(journal, policy),
-        _asked_to_stop() as asked,
+        asked_to_stop() as asked,
         _naming_a_lost_rank(engine),
     ):
         feed.begin((start + policy.passed) * plan.global_batch)
@@ -225,22 +224,3 @@ def _naming_a_lost_rank(engine: Engine) -> Iterator[None]:
         if engine.world > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise watchdog.lost(error) from error
         raise
-
-
-@contextmanager
-def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM or SIGUSR1 came; the handlers of before are put back."""
-    came: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-
-    try:
-        old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    except ValueError:  # not the main thread, as in a notebook's worker
-        old = {}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

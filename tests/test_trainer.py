@@ -20,6 +20,7 @@ from mae_pipe.journal import Journal
 from mae_pipe.live import Live
 from mae_pipe.optim import Plan, parameter_groups
 from mae_pipe.runs import Run
+from mae_pipe.stopping import asked_to_stop, stopping_at_once
 from mae_pipe.trainer import train
 from tests.workers.stages import Noise, chosen, groups_of, task_of
 
@@ -107,6 +108,17 @@ def test_the_journal_has_the_mean_loss_and_the_place_of_every_so_many_steps(tmp_
         assert 0 <= row["wait_share"] <= 1
         assert row["images_per_second"] > 0
     assert found[-1]["loss"] < found[0]["loss"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_outside_of_the_steps_it_stops_at_once(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match=f"asked to stop by {number.name}"), stopping_at_once():
+        with asked_to_stop() as asked:
+            os.kill(os.getpid(), number)
+            assert asked()
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

@@ -30,6 +30,7 @@ from mae_pipe.live import Live
 from mae_pipe.optim import Plan, parameter_groups
 from mae_pipe.recipe import Tokenizer
 from mae_pipe.runs import Run, about_data, about_plugins, begun_order
+from mae_pipe.stopping import stopping_at_once
 from mae_pipe.tokenizer.folder import About, save_tokenizer
 from mae_pipe.tokenizer.task import Tokenizing
 from mae_pipe.trainer import train
@@ -58,6 +59,7 @@ class Result:
     hash: str
 
 
+@stopping_at_once()
 def train_tokenizer(
     recipe: Tokenizer,
     shards: Path | str,

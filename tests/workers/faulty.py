@@ -25,7 +25,7 @@ from mae_pipe import launch, recipe, watchdog
 from mae_pipe.catalog import Catalog
 from mae_pipe.data.batch import Batch
 from mae_pipe.engine.library import deepspeed
-from mae_pipe.errors import MaePipeError, Stopped
+from mae_pipe.errors import Lost, MaePipeError, Stopped
 from mae_pipe.pretraining import pretrain
 from mae_pipe.tasks import Pretraining
 from tests.workers import forked
@@ -191,7 +191,12 @@ class Matrix:
             for process in ranks:
                 process.kill()
             return f"ranks hung: {codes}"
-        if case.kind == "signal" and case.moment > 0.5 and not set(codes) <= {0, Stopped.exit_code, -case.signal}:
+        early = {-case.signal, Lost.exit_code}  # it came before the rank could hear it
+        if case.kind == "signal" and not set(codes) <= {
+            0,
+            Stopped.exit_code,
+            *(early if -case.signal in codes else ()),
+        }:
             return f"the ranks ended with {codes}"
         if case.kind == "corrupt":
             corrupt(folder / "run" / "checkpoints", case)
