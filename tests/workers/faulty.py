@@ -1,6 +1,6 @@
 """The fault matrix: a run is hit in the middle, goes on, and is compared with the one that nothing happened to.
 
-Arguments: SHARDS OUT CASES SEED [KIND...]. Writes OUT/found.json: what went wrong, case by case; nothing if all is well.
+Arguments: SHARDS OUT CASES SEED [KIND...]. Writes OUT/found.json: what went wrong, case by case, if anything did.
 """
 
 from __future__ import annotations
