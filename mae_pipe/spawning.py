@@ -14,10 +14,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from mae_pipe.errors import Lost, RecipeError, RunError
+from mae_pipe.errors import Lost, RecipeError
+from mae_pipe.meeting import Meeting
 
 OPTIONS = ("--nproc", "--nnodes", "--rendezvous", "--max-restarts")  # the launcher's own
-MEETING = 600  # seconds in which the launchers of all nodes must have met
 
 
 @dataclass(frozen=True)
@@ -56,52 +56,55 @@ def spawn(job: Job, arguments: Sequence[str]) -> int:
     """Run ``mae-pipe ARGUMENTS`` in the processes of a job; the first failure's exit code.
 
     SIGTERM and SIGUSR1 are handed on, so that the processes save and end with ``Stopped.exit_code``. After a rank
-    was killed or hung all are started again, and go on from the last checkpoint, ``job.restarts`` times.
+    was killed or hung all are started again, and go on from the last checkpoint, ``job.restarts`` times; on
+    several nodes where all launchers want it.
 
     Raises:
-        Lost: a process was killed, and there is no restart left.
+        Lost: a process was killed, or the launchers' meeting broke up, and there is no restart left.
+        RunError: the launchers of all nodes did not meet.
     """
+    meeting = Meeting(job.rendezvous, job.nodes) if job.rendezvous else None
     for attempt in range(job.restarts + 1):
-        again = ["--resume", "auto"] if attempt else []
+        resume = ["--resume", "auto"] if attempt else []
         with _handing_on(signal.SIGTERM, signal.SIGUSR1) as asked:
-            code, killed = _once(job, [*arguments, *again], attempt)
-        if (code != Lost.exit_code and not killed) or attempt == job.restarts or asked:
+            code, lost = _once(job, [*arguments, *resume], attempt, meeting)
+        again = code == Lost.exit_code and attempt < job.restarts and not asked
+        if meeting:
+            again = meeting.ended(attempt, again=again)
+        if not again:
             break
-        what = killed or "a rank was lost"
+        what = lost or "a rank was lost"
         print(f"mae-pipe: {what}; restart {attempt + 1} of {job.restarts}", file=sys.stderr, flush=True)
-    if killed:
-        raise Lost(
-            f"{killed}, as the system does when memory runs out; lower data.micro_batch or --nproc if so; "
-            "the same command goes on from the last checkpoint"
-        )
+    if lost:
+        raise Lost(f"{lost}; the same command goes on from the last checkpoint")
     return code
 
 
-def _once(job: Job, arguments: list[str], attempt: int) -> tuple[int, str]:
-    """The exit code of one start, and which process was killed by what; empty if none was."""
+def _once(job: Job, arguments: list[str], attempt: int, meeting: Meeting | None) -> tuple[int, str]:
+    """The exit code of one start, and what was lost that no process could say; empty if nothing was."""
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.elastic.rendezvous.api import RendezvousError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError, RendezvousTimeoutError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # A failed rank has said its sentence; torchrun's own report would bury it.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // job.processes)))
-    alone = job.nodes == 1
+    where = meeting.settings if meeting else {"rdzv_endpoint": "localhost:0"}
     with tempfile.TemporaryDirectory(prefix="mae-pipe-") as logs:
         settings: dict[str, Any] = {
             "min_nodes": job.nodes,
             "max_nodes": job.nodes,
             "nproc_per_node": job.processes,
             "rdzv_backend": "c10d",
-            "rdzv_endpoint": job.rendezvous or "localhost:0",
-            "rdzv_configs": {"join_timeout": MEETING},
-            "run_id": f"mae-pipe-{os.getpid()}-{attempt}" if alone else f"mae-pipe-{attempt}",
+            "run_id": f"mae-pipe-{attempt}" if meeting else f"mae-pipe-{os.getpid()}-{attempt}",
             "max_restarts": 0,  # torchrun's would also start again what a wrong recipe has ended
             "monitor_interval": 0.1,
             "signals_to_handle": "SIGINT,SIGHUP,SIGQUIT",  # on SIGTERM it would end the job instead of letting it save
             "logs_specs": DefaultLogsSpecs(log_dir=logs),
+            **where,
         }
         try:
             elastic_launch(LaunchConfig(**settings), sys.executable)("-m", "mae_pipe", *arguments)
@@ -109,14 +112,19 @@ def _once(job: Job, arguments: list[str], attempt: int) -> tuple[int, str]:
             rank, failure = error.get_first_failure()
             if failure.exitcode >= 0:
                 return int(failure.exitcode), ""
-            return Lost.exit_code, f"process {rank} was killed by {signal.Signals(-failure.exitcode).name}"
+            name = signal.Signals(-failure.exitcode).name
+            return Lost.exit_code, (
+                f"process {rank} was killed by {name}, as the system does when memory runs out "
+                "(lower data.micro_batch or --nproc if so)"
+            )
         except SignalException as error:
             return 128 + int(error.sigval), ""
-        except RendezvousError as error:
-            raise RunError(
-                f"the launchers of {job.nodes} nodes did not meet at {job.rendezvous} within {MEETING} s ({error}); "
-                "check that the same command was given on every node, and that all can reach this host and port"
-            ) from error
+        except RendezvousTimeoutError as error:
+            if meeting is None:
+                raise
+            raise meeting.failed("this one did, and not all others") from error
+        except (RendezvousError, DistError):
+            return Lost.exit_code, f"the launcher at {job.rendezvous} is gone, or cannot be reached any more"
     return 0, ""
 
 

@@ -7,7 +7,7 @@ import pytest
 from mae_pipe.cli.launching import for_a_process
 from mae_pipe.errors import RecipeError, RunError
 from mae_pipe.launch import Place, first_host, place
-from mae_pipe.network import interface_towards
+from mae_pipe.network import interface_towards, is_own
 from mae_pipe.spawning import Job
 
 
@@ -44,6 +44,13 @@ def test_an_empty_node_list_is_refused_in_a_sentence() -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "no-such-host.invalid", ""])
 def test_no_interface_is_chosen_where_none_leads_to_another_machine(host: str) -> None:
     assert interface_towards(host) is None
+
+
+@pytest.mark.parametrize(
+    ("host", "own"), [("127.0.0.1", True), ("localhost", True), ("192.0.2.1", False), ("no-such-host.invalid", False)]
+)
+def test_a_machine_knows_its_addresses(host: str, own: bool) -> None:
+    assert is_own(host) == own
 
 
 def test_the_processes_get_the_same_command_without_the_launchers_options() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -71,14 +73,15 @@ def start(words: list[str], *, inside: str = "", **environment: str) -> subproce
     )
 
 
-def end(nodes: list[subprocess.Popen[str]]) -> None:
-    """All end well."""
+def end(nodes: list[subprocess.Popen[str]]) -> list[str]:
+    """All end well; what they said."""
     try:
         said = [node.communicate(timeout=150)[1] for node in nodes]
     finally:
         for node in nodes:
             node.kill()
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(text[-2000:] for text in said)
+    return said
 
 
 def assert_one_run_of_two(run: Path, alone: dict[int, float]) -> None:
@@ -87,30 +90,72 @@ def assert_one_run_of_two(run: Path, alone: dict[int, float]) -> None:
     assert losses(run) == pytest.approx(alone, rel=1e-5)
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("ours", marks=pytest.mark.slow)])
+def launchers(job: list[str], launcher: str, host: str, places: tuple[str, str]) -> list[subprocess.Popen[str]]:
+    """Two of torchrun's or of ours, which meet at ``host``."""
+    port = str(free_port())
+    if launcher == "ours":
+        return [start([*job, "--nnodes", "2", "--rendezvous", f"{host}:{port}"], inside=place) for place in places]
+    where = ["--master-addr", host, "--master-port", port]
+    return [
+        start([*TORCHRUN, "--node-rank", str(node), *where, *job], inside=place) for node, place in enumerate(places)
+    ]
+
+
+@pytest.mark.parametrize("launcher", [pytest.param("torchrun", marks=pytest.mark.slow), "ours"])
 def test_two_launchers_on_loopback_are_one_job(
     given: tuple[Path, Path], alone: dict[int, float], tmp_path: Path, launcher: str
 ) -> None:
-    job, port = pretrain(given, tmp_path / "run"), str(free_port())
-    if launcher == "ours":
-        nodes = [start([*job, "--nnodes", "2", "--rendezvous", f"127.0.0.1:{port}"]) for _ in range(2)]
-    else:
-        where = ["--master-addr", "127.0.0.1", "--master-port", port]
-        nodes = [start([*TORCHRUN, "--node-rank", str(node), *where, *job]) for node in (0, 1)]
-    end(nodes)
+    end(launchers(pretrain(given, tmp_path / "run"), launcher, "127.0.0.1", ("", "")))
     assert_one_run_of_two(tmp_path / "run", alone)
 
 
+@pytest.mark.parametrize("launcher", [pytest.param("torchrun", marks=pytest.mark.slow), "ours"])
 def test_two_launchers_in_networks_of_their_own_are_one_job(
-    given: tuple[Path, Path], alone: dict[int, float], namespaces: tuple[str, str], tmp_path: Path
+    given: tuple[Path, Path], alone: dict[int, float], namespaces: tuple[str, str], tmp_path: Path, launcher: str
 ) -> None:
-    where = ["--master-addr", ADDRESSES[0], "--master-port", "29500"]
-    job = pretrain(given, tmp_path / "run")
-    nodes = [
-        start([*TORCHRUN, "--node-rank", str(node), *where, *job], inside=name) for node, name in enumerate(namespaces)
-    ]
-    end(nodes)
+    end(launchers(pretrain(given, tmp_path / "run"), launcher, ADDRESSES[0], namespaces))
     assert_one_run_of_two(tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_after_a_rank_was_killed_on_one_node_the_launchers_of_both_start_again(
+    image_folder: Path, namespaces: tuple[str, str], tmp_path: Path, killed: int
+) -> None:
+    epochs, run = 30, tmp_path / "run"
+    job = [*pretrain(prepared(image_folder, tmp_path, epochs=epochs), run), "--max-restarts", "1"]
+    nodes = launchers([*job, "--set", "saving.every_epochs=2"], "ours", ADDRESSES[0], namespaces)
+    deadline = time.monotonic() + 100
+    while len(losses(run)) < 9 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (task,) = Path(f"/proc/{nodes[killed].pid}/task").glob(f"{nodes[killed].pid}")
+    (rank,) = map(int, (task / "children").read_text().split())
+    os.kill(rank, signal.SIGKILL)
+    said = end(nodes)
+    assert "was killed by SIGKILL" in said[killed]
+    assert all(text.count("restart 1 of 1") == 1 and "Traceback" not in text for text in said), said
+    assert list(losses(run)) == list(range(1, 3 * epochs + 1))
+
+
+NO_WAITING = "from mae_pipe import cli, meeting; meeting.SECONDS = 2; cli.main()"
+
+
+@pytest.mark.parametrize("wrong", ["host", "service", "node"])
+def test_launchers_that_do_not_meet_say_so(given: tuple[Path, Path], tmp_path: Path, wrong: str) -> None:
+    port, where = free_port(), "no-such-host.invalid" if wrong == "host" else "127.0.0.1"
+    with socket.socket() as service:  # not a launcher
+        if wrong == "service":
+            service.bind(("", port))
+            service.listen()
+        job = [*pretrain(given, tmp_path / "run")[2:], "--nnodes", "2", "--rendezvous", f"{where}:{port}"]
+        begun = time.monotonic()
+        node = start(["-c", NO_WAITING, *job])
+        said = node.communicate(timeout=60)[1]
+    assert node.returncode == 6, said
+    assert f"the launchers of 2 nodes did not meet at {where}:{port} within 2 s" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert time.monotonic() - begun < 30
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_node_that_offers_the_others_its_loopback_is_told_what_is_wrong(
