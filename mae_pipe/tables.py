@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -152,10 +152,22 @@ class TargetChoice(Chosen):
     loss_on: Literal["hidden", "all"] = "hidden"
 
 
+def _not_muon(value: Any) -> Any:
+    if value == "muon":
+        raise ValueError(
+            "Muon is not offered: DeepSpeed's clips and rounds by other rules from one ZeRO stage and precision to the "
+            'next, and our checkpoints do not hold all of its momentum; set "adamw"'
+        )
+    return value
+
+
+OptimizerName = Annotated[Literal["adamw", "fused_adam", "cpu_adam"], BeforeValidator(_not_muon)]
+
+
 class Optimizer(Table):
     """AdamW; lr = base_lr x global_batch / 256."""
 
-    name: Literal["adamw", "fused_adam", "cpu_adam"] = "adamw"  # PyTorch's; DeepSpeed's for GPUs; for offloaded state
+    name: OptimizerName = "adamw"  # PyTorch's; DeepSpeed's for GPUs; for offloaded state
     base_lr: Annotated[float, Field(gt=0)] = 1.5e-4
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: Annotated[float, Field(gt=0)] = 1e-8

@@ -53,6 +53,11 @@ def test_an_optimizer_steps_where_its_state_is(name: str, place: str) -> None:
         recipe.parse(values, "mine")
 
 
+def test_muon_is_refused_with_the_reason() -> None:
+    with pytest.raises(RecipeError, match=r"optimizer\.name: Muon is not offered: .*; set \"adamw\", got 'muon'$"):
+        recipe.parse({"task": "pretrain", "optimizer": {"name": "muon"}}, "mine")
+
+
 @pytest.mark.parametrize(
     ("table", "says"),
     [
