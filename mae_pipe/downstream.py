@@ -32,6 +32,7 @@ from mae_pipe.recipe import Data, Downstream, Pretrain
 from mae_pipe.runs import Run, about_data, about_plugins
 from mae_pipe.stopping import stopping_at_once
 from mae_pipe.trainer import train
+from mae_pipe.watchdog import naming_a_lost_rank
 from mae_pipe.weights import entry_of
 
 MODEL = "model.safetensors"
@@ -62,6 +63,7 @@ class Result:
         return {**self.metrics, **values}
 
 
+@naming_a_lost_rank()
 @stopping_at_once()
 def downstream(
     run: Path,

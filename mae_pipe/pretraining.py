@@ -31,9 +31,10 @@ from mae_pipe.runs import Run, about_data, about_plugins, begun_order
 from mae_pipe.stopping import stopping_at_once
 from mae_pipe.tasks import Pretraining
 from mae_pipe.trainer import train
-from mae_pipe.watchdog import watched
+from mae_pipe.watchdog import naming_a_lost_rank, watched
 
 
+@naming_a_lost_rank()
 @stopping_at_once()
 def pretrain(
     recipe: Pretrain,

@@ -76,7 +76,6 @@ def train(
         closing(_Feed(source, engine.device)) as feed,
         _written_down(journal, policy),
         asked_to_stop() as asked,
-        _naming_a_lost_rank(engine),
     ):
         feed.begin((start + policy.passed) * plan.global_batch)
         step = start
@@ -213,14 +212,3 @@ def _written_down(journal: Journal, policy: Faults) -> Iterator[None]:
         raise
     finally:
         policy.close()
-
-
-@contextmanager
-def _naming_a_lost_rank(engine: Engine) -> Iterator[None]:
-    """Turn what a collective says when another process is gone into a sentence."""
-    try:
-        yield
-    except RuntimeError as error:
-        if engine.world > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error)):
-            raise watchdog.lost(error) from error
-        raise

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -218,15 +219,24 @@ def watched(work: Iterator[T]) -> Iterator[T]:
         yield piece
 
 
-def lost(error: Exception) -> MaePipeError:
-    """What to raise when a collective failed: names the rank that is the cause, if one is."""
-    if not _here:
-        time.sleep(2 * LINGER)  # the verdict is known already, and is just ending this process
-    verdict = _here[0].reason() if _here else None
-    if verdict is None:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return Lost(f"a rank waited for the others in vain, though all live ({said}); {_AGAIN}")
-    return _of(*verdict)
+@contextmanager
+def naming_a_lost_rank() -> Iterator[None]:
+    """Turn what a collective says when another rank is gone into a sentence that names it, if one is the cause."""
+    import torch.distributed as dist
+
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).partition("\n")[0]
+        several = dist.is_initialized() and dist.get_world_size() > 1
+        if not (several and (isinstance(error, dist.DistError) or "gloo" in said)):
+            raise
+        if not _here:
+            time.sleep(2 * LINGER)  # the verdict is known already, and is just ending this process
+        verdict = _here[0].reason() if _here else None
+        if verdict is None:
+            raise Lost(f"a rank waited for the others in vain, though all live ({said}); {_AGAIN}") from error
+        raise _of(*verdict) from error
 
 
 def leave(error: MaePipeError) -> bool:

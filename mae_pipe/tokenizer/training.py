@@ -34,6 +34,7 @@ from mae_pipe.stopping import stopping_at_once
 from mae_pipe.tokenizer.folder import About, save_tokenizer
 from mae_pipe.tokenizer.task import Tokenizing
 from mae_pipe.trainer import train
+from mae_pipe.watchdog import naming_a_lost_rank
 
 RESULT = "result.json"
 PICTURES = 8  # images in the picture of reconstructions
@@ -59,6 +60,7 @@ class Result:
     hash: str
 
 
+@naming_a_lost_rank()
 @stopping_at_once()
 def train_tokenizer(
     recipe: Tokenizer,
