@@ -94,6 +94,7 @@ tests killed 90 tests/test_resume.py -k "killed and webdataset"
 step compiled 120 "$python" -m tools.gpu_correct --device "$device" --json "$out/compiled.json" --only compiled
 step overhead 90 "$python" tools/bench_overhead.py "${overhead[@]}"
 step loader 60 "$python" -m mae_pipe bench data "$work/shards" "${readers[@]}" --json "$out/loader.json"
-tests contracts 120 tests/test_conformance.py
+# What a plugin promises, on the GPU as well.
+for each in block pca hog; do step "contract-$each" 60 "$python" -m mae_pipe plugins check "$each" --fast; done
 [[ $device == cuda ]] && trap 'rm -rf "$work"' EXIT
 "$python" tools/gpu_report.py "$out" "$([[ $device == cuda ]] && echo benchmarks || echo "$work")" --device "$device"
