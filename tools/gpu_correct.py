@@ -155,7 +155,7 @@ def losses(mae: recipe.Pretrain) -> list[float]:
 def precision(device: torch.device) -> Iterator[Figure]:
     """bfloat16 against float32: a small ViT's first losses, which fall.
 
-    Later ones are further apart: master weights begin as bfloat16's, so small updates are unseen at first (docs/speed.md).
+    Later ones are further apart, as master weights begin as bfloat16's, so small updates wait at first (docs/speed.md).
     """
     exact, coarse = losses(small()), losses(small(precision="bf16"))
     yield f"last of the first {STEPS} losses, as a share of the first, fp32", exact[-1] / exact[0], 0.99
