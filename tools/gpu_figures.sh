@@ -32,7 +32,7 @@ else
     for part in encoder decoder; do
         sizes+=(--set "$part.depth=1" --set "$part.width=48" --set "$part.heads=3")
     done
-    digits=(--set schedule.epochs=4 --set schedule.warmup_epochs=0.5) probe=(--set schedule.epochs=2)
+    digits=(--set schedule.epochs=1 --set schedule.warmup_epochs=0.1) probe=(--set schedule.epochs=0.5)
     overhead=(--batch 1 --rounds 1 --threads 1) readers=(--rounds 1 --images 32 --seconds 0.2 --workers 1 --set data.size=64)
 fi
 

@@ -60,7 +60,7 @@ def table(heads: str, rows: Iterable[Iterable[Any]]) -> list[str]:
 
 
 def page(title: str, found: dict[str, Any]) -> str:
-    """The steps, what each check found, what runs reached; then what each step said."""
+    """The steps, what each check found, medians of contestants, what runs reached; then what each step said."""
     lines = [f"# {title}"]
     steps = found["steps"].items()
     last = {name: next((line for line in reversed(step["said"]) if line.strip()), "") for name, step in steps}
@@ -77,6 +77,15 @@ def page(title: str, found: dict[str, Any]) -> str:
                     for each in found[name]
                 ),
             )
+    lines += table(
+        "contest | who | images/s | memory, GB",
+        (
+            (name, who, f"{statistics.median(rates):.4g}", f"{figures['memory_gb'][who]:.2f}")
+            for name, figures in found.items()
+            if name.startswith("step-")
+            for who, rates in figures["images_per_second"].items()
+        ),
+    )
     lines += table(
         "run | figure | value",
         (
