@@ -28,7 +28,12 @@ from mae_pipe.speeding import compile_blocks, keep_memory
 from mae_pipe.tasks import Pretraining
 
 SIZE = 224
-RECIPES = {"base": "mae_vit_base_patch16", "large": "mae_vit_large_patch16", "huge": "mae_vit_huge_patch14"}
+RECIPES = {
+    "tiny": "imagenette_vit_tiny",
+    "base": "mae_vit_base_patch16",
+    "large": "mae_vit_large_patch16",
+    "huge": "mae_vit_huge_patch14",
+}
 Step = Callable[[], None]
 
 
@@ -45,7 +50,7 @@ class Settings:
     @property
     def recipe(self) -> recipe.Pretrain:
         precision = "fp32" if self.precision == "fp32" else "bf16"
-        loaded = recipe.load(RECIPES[self.model], [f'engine.precision="{precision}"'])
+        loaded = recipe.load(RECIPES[self.model], [f'engine.precision="{precision}"', f"data.size={SIZE}"])
         assert isinstance(loaded, recipe.Pretrain)
         return loaded
 
