@@ -124,7 +124,10 @@ def _once(job: Job, arguments: list[str], attempt: int, meeting: Meeting | None)
                 raise
             raise meeting.failed("this one did, and not all others") from error
         except (RendezvousError, DistError):
-            return Lost.exit_code, f"the launcher at {job.rendezvous} is gone, or cannot be reached any more"
+            return (
+                Lost.exit_code,
+                f"the launcher at {job.rendezvous or 'this machine'} is gone, or cannot be reached any more",
+            )
     return 0, ""
 
 

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mae_pipe.errors import RunError
 from mae_pipe.weights import DTYPES, LENGTH
 
 TORCH = {name: dtype for dtype, name in DTYPES.items()}
@@ -42,15 +43,25 @@ class Stretches:
         return torch.Size(self.shapes[name]).numel()
 
     def read(self, name: str, begin: int = 0, end: int | None = None) -> Tensor:
-        """The numbers from ``begin`` to ``end`` of a tensor, flat."""
+        """The numbers from ``begin`` to ``end`` of a tensor, flat.
+
+        Raises:
+            RunError: the file is gone, or shorter than it was.
+        """
         dtype = self.dtypes[name]
         found = torch.empty((self.numel(name) if end is None else end) - begin, dtype=dtype)
         memory = memoryview(found.view(torch.uint8).numpy())  # type: ignore[arg-type]
-        with self._path.open("rb", buffering=0) as opened:
-            opened.seek(self._begins[name] + begin * dtype.itemsize)
-            while memory:
-                count = opened.readinto(memory)
-                if not count:
-                    raise OSError(f"{self._path} has become shorter")
-                memory = memory[count:]
+        try:
+            with self._path.open("rb", buffering=0) as opened:
+                opened.seek(self._begins[name] + begin * dtype.itemsize)
+                while memory:
+                    count = opened.readinto(memory)
+                    if not count:
+                        raise OSError("it has become shorter")
+                    memory = memory[count:]
+        except OSError as error:
+            raise RunError(
+                f"{self._path} cannot be read any more: {error.strerror or error}; check the disk, or go on from an "
+                "earlier checkpoint with --resume PATH"
+            ) from error
         return found

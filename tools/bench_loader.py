@@ -46,7 +46,7 @@ def prepare(photos: Path, work: Path) -> None:
     originals = work / "originals"
     if not originals.exists():
         with tarfile.open(photos) as archive:
-            archive.extractall(work / "new", filter="data")
+            archive.extractall(work / "new", filter="data")  # which refuses what would leave the folder
         (work / "new").rename(originals)
     files = sorted(originals.rglob("*.JPEG"))
     if not (work / "tars").exists():
