@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "encoder.safetensors"
 UNTRAINED = "untrained"  # in place of a fingerprint of weights
+UNUSED = ("norm.weight", "norm.bias")  # of an encoder whose final norm a head does without
 
 
 class Classification(nn.Module):
@@ -59,6 +60,7 @@ class Classification(nn.Module):
             raise RecipeError(f"label_smoothing {label_smoothing} is for one class an image; set label_smoothing=0")
         if frozen:
             encoder.requires_grad_(False)
+        self.left_out: list[str] = []  # given weights that are not used, on purpose
         self.train()
 
     @classmethod
@@ -96,9 +98,12 @@ class Classification(nn.Module):
                 class_tokens=pretrained.encoder.class_tokens,
                 view=view_of(recipe.data, pretrained.encoder),
             )
+        left_out = [] if head.normed or weights is None else [name for name in UNUSED if name in weights]
+        if not head.normed:
+            encoder.norm = nn.Identity()
         if weights is not None:
-            fill(encoder, weights)
-        return cls(
+            fill(encoder, {name: weight for name, weight in weights.items() if name not in left_out})
+        task = cls(
             encoder,
             head,
             frozen=frozen,
@@ -107,6 +112,8 @@ class Classification(nn.Module):
             mean=recipe.data.mean,
             std=recipe.data.std,
         )
+        task.left_out = left_out
+        return task
 
     @overload
     def forward(self, batch: Batch, mode: Literal["loss"] = "loss") -> Tensor: ...

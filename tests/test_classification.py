@@ -73,6 +73,19 @@ def test_both_begin_as_the_pretrained_encoder() -> None:
         assert all(torch.equal(state[name], given[name]) for name in given)
 
 
+def test_a_head_that_norms_the_mean_itself_takes_the_encoder_without_its_norm() -> None:
+    tuned = task("finetune", WEIGHTS, head=recipe.Chosen(name="linear", options={"layer_norm": True}))
+    assert isinstance(tuned.encoder.norm, torch.nn.Identity)
+    assert set(WEIGHTS) - set(tuned.encoder.state_dict()) == {"norm.weight", "norm.bias"}
+    assert "eps=1e-06" in str(tuned.head.norm)
+    tuned(batch()).backward()
+    assert all(p.grad is not None for p in tuned.parameters())
+    by_token = task(
+        "finetune", WEIGHTS, head=recipe.Chosen(name="linear", options={"layer_norm": True, "pool": "token"})
+    )
+    assert set(by_token.encoder.state_dict()) == set(WEIGHTS)
+
+
 def test_an_untrained_encoder_is_the_one_that_pretraining_began_with() -> None:
     for kind in ("probe", "finetune"):
         state = task(kind).encoder.state_dict()
