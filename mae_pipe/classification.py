@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Literal, overload
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
-from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mae_pipe.autoencoder import Encoder, build_encoder
 from mae_pipe.catalog import Catalog
-from mae_pipe.contracts import Head
+from mae_pipe.contracts import Grid, Head
 from mae_pipe.errors import RecipeError, RunError
 from mae_pipe.pixels import Channels, normalise
+from mae_pipe.positions import resized
 from mae_pipe.recipe import Downstream, Pretrain
 from mae_pipe.seeding import key
 from mae_pipe.tasks import view_of
@@ -102,7 +102,8 @@ class Classification(nn.Module):
         if not head.normed:
             encoder.norm = nn.Identity()
         if weights is not None:
-            fill(encoder, {name: weight for name, weight in weights.items() if name not in left_out})
+            grid = view_of(pretrained.data, pretrained.encoder).grid
+            fill(encoder, {name: weight for name, weight in weights.items() if name not in left_out}, grid)
         task = cls(
             encoder,
             head,
@@ -168,13 +169,13 @@ def read_weights(run: Path) -> tuple[dict[str, Tensor], str]:
         raise RunError(f"{path} is damaged ({error}); go on with mae-pipe pretrain, which writes it again") from error
 
 
-def fill(encoder: Encoder, weights: Mapping[str, Tensor]) -> None:
-    """Put ``weights`` into ``encoder``, every one and no other; positions may be of another grid."""
+def fill(encoder: Encoder, weights: Mapping[str, Tensor], grid: Grid) -> None:
+    """Put ``weights``, whose positions are of ``grid``, into ``encoder``: every one and no other."""
     wanted, given = encoder.state_dict(), dict(weights)
     table = given.get("pos_embed")
-    if table is not None and table.dim() == 3 and table.shape[1] != wanted["pos_embed"].shape[1]:
-        size = [encoder.grid.rows, encoder.grid.cols]
-        given["pos_embed"] = resample_abs_pos_embed(table, size, num_prefix_tokens=encoder.num_prefix_tokens)
+    rows = encoder.num_prefix_tokens + grid.size
+    if table is not None and grid != encoder.grid and table.dim() == 3 and table.shape[1] == rows:
+        given["pos_embed"] = resized(table, grid, encoder.grid)
     advice = "give the run folder that mae-pipe pretrain wrote, with its own recipe.json"
     for name in wanted:
         if name not in given:

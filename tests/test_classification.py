@@ -12,9 +12,10 @@ from torch import Tensor
 from mae_pipe import recipe
 from mae_pipe.catalog import Catalog
 from mae_pipe.classification import Classification, read_weights
+from mae_pipe.contracts import Grid
 from mae_pipe.data.batch import Batch
 from mae_pipe.errors import RunError
-from mae_pipe.positions import sincos_positions
+from mae_pipe.positions import resized, sincos_positions
 from mae_pipe.tasks import Pretraining
 
 MAE = recipe.Pretrain(
@@ -28,7 +29,9 @@ WEIGHTS = {
 }
 
 
-def task(kind: str, weights: dict[str, Tensor] | None = None, size: int = 16, **changes: object) -> Classification:
+def task(
+    kind: str, weights: dict[str, Tensor] | None = None, size: int | tuple[int, int] = 16, **changes: object
+) -> Classification:
     chosen = recipe.Downstream(task=kind, data=recipe.Data(size=size), **changes)  # type: ignore[arg-type]
     return Classification.from_recipe(chosen, MAE, weights, Catalog(), classes=3)
 
@@ -124,6 +127,9 @@ def test_positions_are_resampled_for_another_image_size() -> None:
     assert probe.encoder.pos_embed.shape == (1, 65, 32)
     assert torch.equal(probe.encoder.pos_embed[:, 0], WEIGHTS["pos_embed"][:, 0])
     assert torch.isfinite(probe(batch(size=32)))
+    flat = task("probe", WEIGHTS, size=(8, 32))  # as many patches as before, in other places
+    old, new = Grid(4, 4), Grid(2, 8)
+    assert torch.equal(flat.encoder.pos_embed, resized(WEIGHTS["pos_embed"], old, new))
 
 
 def test_smoothed_labels_give_torchs_smoothed_loss() -> None:
