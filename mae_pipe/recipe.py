@@ -124,10 +124,17 @@ class Downstream(Recipe):
     head: Chosen = Chosen(name="linear")
     drop_path: Share = 0.0
     label_smoothing: Share = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of an average of the weights, which is measured; 0: off
     labels_per_class: Positive | None = None  # train on few labels; the seed chooses them
     train_split: str = "train"
     eval_split: str = "val"
     eval_every_epochs: Annotated[float, Field(gt=0)] = 10.0  # and always at the end
+
+    @model_validator(mode="after")
+    def _fits(self) -> Downstream:
+        if self.ema and self.engine.offload_optimizer == "nvme":
+            raise ValueError('ema is for engine.offload_optimizer "none" or "cpu"; set one of them')
+        return self
 
 
 class Tokenizer(Recipe):
