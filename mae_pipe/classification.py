@@ -11,15 +11,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mae_pipe.autoencoder import Encoder, build_encoder
 from mae_pipe.catalog import Catalog
 from mae_pipe.contracts import Grid, Head
+from mae_pipe.erasing import erased
 from mae_pipe.errors import RecipeError, RunError
+from mae_pipe.mixing import Mixer
 from mae_pipe.pixels import Channels, normalise
 from mae_pipe.positions import resized
-from mae_pipe.recipe import Downstream, Pretrain
+from mae_pipe.recipe import Downstream, Mixing, Pretrain
+from mae_pipe.rng import Rng
 from mae_pipe.seeding import key
 from mae_pipe.tasks import view_of
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from mae_pipe.data.batch import Batch
 
 WEIGHTS = "encoder.safetensors"
+_UNMIXED = Mixing()
 UNTRAINED = "untrained"  # in place of a fingerprint of weights
 UNUSED = ("norm.weight", "norm.bias")  # of an encoder whose final norm a head does without
 
@@ -39,6 +42,9 @@ class Classification(nn.Module):
         classes: C.
         label_smoothing: share of a training label that is spread over all classes.
         mean, std: of pixels in [0, 1].
+        erase: in training, probability that a box of an image becomes noise.
+        mixing: in training, of the images of a micro-batch and their labels.
+        seed: of both.
     """
 
     def __init__(
@@ -51,13 +57,20 @@ class Classification(nn.Module):
         label_smoothing: float,
         mean: Channels,
         std: Channels,
+        erase: float = 0.0,
+        mixing: Mixing = _UNMIXED,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.encoder, self.head, self.frozen = encoder, head, frozen
-        self.classes, self.label_smoothing = classes, label_smoothing
+        self.label_smoothing, self.erase, self.mixing = label_smoothing, erase, mixing
         self.mean, self.std = mean, std
+        self._mixer = Mixer(mixing, classes=classes, smoothing=label_smoothing, seed=seed)
+        self._erase_key = key(seed, "erase")
         if label_smoothing and head.labels != "class":
             raise RecipeError(f"label_smoothing {label_smoothing} is for one class an image; set label_smoothing=0")
+        if mixing.on and head.labels != "class":
+            raise RecipeError("mixing is for one class an image; set mixing.mixup=0 and mixing.cutmix=0")
         if frozen:
             encoder.requires_grad_(False)
         self.left_out: list[str] = []  # given weights that are not used, on purpose
@@ -87,6 +100,7 @@ class Classification(nn.Module):
                 channels=len(recipe.data.mean),
                 positions="fixed" if frozen else "learned",
                 drop_path=0.0 if frozen else recipe.drop_path,
+                dropout=recipe.dropout,
             )
             torch.manual_seed(key(recipe.seed, "head") % 2**63)
             head = catalog.build(
@@ -112,6 +126,9 @@ class Classification(nn.Module):
             label_smoothing=recipe.label_smoothing,
             mean=recipe.data.mean,
             std=recipe.data.std,
+            erase=recipe.data.erase,
+            mixing=recipe.mixing,
+            seed=recipe.seed,
         )
         task.left_out = left_out
         return task
@@ -127,13 +144,16 @@ class Classification(nn.Module):
 
         Both go through here because ZeRO 3 gathers weights when the root module is called.
         """
+        images, labels = normalise(batch.pixels, self.mean, self.std), batch.labels
+        if mode == "loss":
+            images, labels = self._varied(images, batch)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            tokens = self.features(batch)
+            tokens = self.tokens_of(images)
         output = self.head(tokens)
         if mode == "loss":
-            return self.head.loss(output, self._smoothed(batch.labels)).mean()
+            return self.head.loss(output, labels).mean()
         # Padding has -1; its values are not counted.
-        labels = batch.labels.clamp(min=0) if self.head.labels == "class" else batch.labels
+        labels = labels.clamp(min=0) if self.head.labels == "class" else labels
         return {"loss": self.head.loss(output, labels), **self.head.metrics(output, labels)}
 
     def train(self, mode: bool = True) -> Classification:
@@ -144,15 +164,20 @@ class Classification(nn.Module):
 
     def features(self, batch: Batch) -> Tensor:
         """What the head is given: [B, T + N, D] tokens."""
-        tokens: Tensor = self.encoder(normalise(batch.pixels, self.mean, self.std))
+        return self.tokens_of(normalise(batch.pixels, self.mean, self.std))
+
+    def tokens_of(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] normalised images -> [B, T + N, D]."""
+        tokens: Tensor = self.encoder(images)
         return tokens
 
-    def _smoothed(self, labels: Tensor) -> Tensor:
-        """[B] int64 as they are, or [B, C] float32 shares."""
-        if not self.label_smoothing:
-            return labels
-        shares = F.one_hot(labels, self.classes).float()
-        return shares * (1 - self.label_smoothing) + self.label_smoothing / self.classes
+    def _varied(self, images: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the loss is of: in training erased and mixed images; classes as they are, or shares of them."""
+        if self.training and self.erase:
+            images = erased(images, Rng(self._erase_key, batch.positions), self.erase)
+        if self.training and self.mixing.on:
+            return self._mixer(images, batch.labels, batch.positions)
+        return images, self._mixer.shares(batch.labels) if self.label_smoothing else batch.labels
 
 
 def read_weights(run: Path) -> tuple[dict[str, Tensor], str]:

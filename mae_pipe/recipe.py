@@ -25,6 +25,7 @@ from mae_pipe.tables import (
     FaultChoice,
     Logging,
     MaskChoice,
+    Mixing,
     Optimizer,
     Positive,
     Saving,
@@ -46,6 +47,7 @@ __all__ = [
     "FaultChoice",
     "Logging",
     "MaskChoice",
+    "Mixing",
     "Optimizer",
     "Pretrain",
     "Recipe",
@@ -89,6 +91,8 @@ class Recipe(Table):
             )
         if self.engine.sharded_construction and self.task != "pretrain":
             raise ValueError("engine.sharded_construction is for pretraining; leave it out")
+        if self.data.erase and self.task not in ("probe", "finetune"):
+            raise ValueError("data.erase is for probe and finetune; leave it out")
         return self
 
     @property
@@ -123,15 +127,19 @@ class Downstream(Recipe):
     task: Literal["probe", "finetune"]
     head: Chosen = Chosen(name="linear")
     drop_path: Share = 0.0
+    dropout: Share = 0.0  # after the positions, and after attention and both layers of every MLP
     label_smoothing: Share = 0.0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of an average of the weights, which is measured; 0: off
+    mixing: Mixing = Mixing()
     labels_per_class: Positive | None = None  # train on few labels; the seed chooses them
     train_split: str = "train"
     eval_split: str = "val"
     eval_every_epochs: Annotated[float, Field(gt=0)] = 10.0  # and always at the end
 
     @model_validator(mode="after")
-    def _fits(self) -> Downstream:
+    def _suits_the_task(self) -> Downstream:
+        if self.task == "probe" and self.dropout:
+            raise ValueError("dropout is for finetuning, as a probe's encoder stays as it is; leave it out")
         if self.ema and self.engine.offload_optimizer == "nvme":
             raise ValueError('ema is for engine.offload_optimizer "none" or "cpu"; set one of them')
         return self

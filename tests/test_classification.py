@@ -32,7 +32,7 @@ WEIGHTS = {
 def task(
     kind: str, weights: dict[str, Tensor] | None = None, size: int | tuple[int, int] = 16, **changes: object
 ) -> Classification:
-    chosen = recipe.Downstream(task=kind, data=recipe.Data(size=size), **changes)  # type: ignore[arg-type]
+    chosen = recipe.Downstream(**{"task": kind, "data": recipe.Data(size=size), **changes})  # type: ignore[arg-type]
     return Classification.from_recipe(chosen, MAE, weights, Catalog(), classes=3)
 
 

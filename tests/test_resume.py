@@ -169,7 +169,7 @@ def test_a_run_may_change_what_no_number_depends_on(finished: Path, tmp_path: Pa
         for name in ("fused_adam", "lars")
     )
     assert Run(tmp_path / "run").begin(fused, about) == found
-    with pytest.raises(RunError, match=r"optimizer.name was 'adamw', now 'lars'"):
+    with pytest.raises(RunError, match=r"optimizer\.name was 'adamw', now 'lars'"):
         Run(tmp_path / "run").begin(lars, about)
 
 
