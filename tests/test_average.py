@@ -24,6 +24,7 @@ from tests.workers import elastic
 from tests.workers.elastic import BEFORE, DECAY, Model
 from tests.workers.stages import noise
 
+OFFLOADED = "1.2.fp32.offload_optimizer=cpu.ema"
 QUICK = ("1.1.fp32.ema", "2.2.fp32.ema")
 
 
@@ -35,7 +36,7 @@ def by_formula(weights: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("setting", ["1.1.fp32.ema", "1.2.bf16.ema", "1.3.fp32.ema", "1.1.bf16.ema"])
+@pytest.mark.parametrize("setting", ["1.1.fp32.ema", "1.2.bf16.ema", "1.3.fp32.ema", "1.1.bf16.ema", OFFLOADED])
 def test_it_is_the_plain_formula_and_leaves_no_trace(tmp_path: Path, setting: str) -> None:
     model, images = Model(setting, tmp_path), noise(np.arange(4))
     engine = model.engine

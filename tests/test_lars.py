@@ -97,10 +97,15 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_every_engine_takes_the_same_steps(tmp_path: Path, processes: int) -> None:
-    expected = {"lars": plain_torch(name="lars", optimizer_of=ByHand), "sgd": plain_torch(name="sgd", optimizer_of=sgd)}
+    expected = {
+        "lars": plain_torch(name="lars", optimizer_of=ByHand),
+        "lars in bf16": plain_torch(torch.bfloat16, name="lars", optimizer_of=ByHand),
+        "sgd": plain_torch(name="sgd", optimizer_of=sgd),
+    }
     ways = {f"lars, {way}": {"optimizer": "lars", **choice} for way, choice in WAYS.items()}
+    ways["lars in bf16, ZeRO 1"] = {"optimizer": "lars", "precision": "bf16"}
     ways["sgd, ZeRO 1"] = {"optimizer": "sgd"}
     for way, losses in run(tmp_path, processes, ways).items():
         wanted = expected[way.partition(",")[0]]
