@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Literal, overload
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
-from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from mae_pipe.autoencoder import Encoder, build_encoder
 from mae_pipe.catalog import Catalog
-from mae_pipe.contracts import Head
+from mae_pipe.contracts import Grid, Head
 from mae_pipe.erasing import erased
 from mae_pipe.errors import RecipeError, RunError
 from mae_pipe.mixing import Mixer
 from mae_pipe.pixels import Channels, normalise
+from mae_pipe.positions import resized
 from mae_pipe.recipe import Downstream, Mixing, Pretrain
 from mae_pipe.rng import Rng
 from mae_pipe.seeding import key
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 WEIGHTS = "encoder.safetensors"
 _UNMIXED = Mixing()
 UNTRAINED = "untrained"  # in place of a fingerprint of weights
+UNUSED = ("norm.weight", "norm.bias")  # of an encoder whose final norm a head does without
 
 
 class Classification(nn.Module):
@@ -72,6 +73,7 @@ class Classification(nn.Module):
             raise RecipeError("mixing is for one class an image; set mixing.mixup=0 and mixing.cutmix=0")
         if frozen:
             encoder.requires_grad_(False)
+        self.left_out: list[str] = []  # given weights that are not used, on purpose
         self.train()
 
     @classmethod
@@ -110,9 +112,13 @@ class Classification(nn.Module):
                 class_tokens=pretrained.encoder.class_tokens,
                 view=view_of(recipe.data, pretrained.encoder),
             )
+        left_out = [] if head.normed or weights is None else [name for name in UNUSED if name in weights]
+        if not head.normed:
+            encoder.norm = nn.Identity()
         if weights is not None:
-            fill(encoder, weights)
-        return cls(
+            grid = view_of(pretrained.data, pretrained.encoder).grid
+            fill(encoder, {name: weight for name, weight in weights.items() if name not in left_out}, grid)
+        task = cls(
             encoder,
             head,
             frozen=frozen,
@@ -124,6 +130,8 @@ class Classification(nn.Module):
             mixing=recipe.mixing,
             seed=recipe.seed,
         )
+        task.left_out = left_out
+        return task
 
     @overload
     def forward(self, batch: Batch, mode: Literal["loss"] = "loss") -> Tensor: ...
@@ -186,13 +194,13 @@ def read_weights(run: Path) -> tuple[dict[str, Tensor], str]:
         raise RunError(f"{path} is damaged ({error}); go on with mae-pipe pretrain, which writes it again") from error
 
 
-def fill(encoder: Encoder, weights: Mapping[str, Tensor]) -> None:
-    """Put ``weights`` into ``encoder``, every one and no other; positions may be of another grid."""
+def fill(encoder: Encoder, weights: Mapping[str, Tensor], grid: Grid) -> None:
+    """Put ``weights``, whose positions are of ``grid``, into ``encoder``: every one and no other."""
     wanted, given = encoder.state_dict(), dict(weights)
     table = given.get("pos_embed")
-    if table is not None and table.dim() == 3 and table.shape[1] != wanted["pos_embed"].shape[1]:
-        size = [encoder.grid.rows, encoder.grid.cols]
-        given["pos_embed"] = resample_abs_pos_embed(table, size, num_prefix_tokens=encoder.num_prefix_tokens)
+    rows = encoder.num_prefix_tokens + grid.size
+    if table is not None and grid != encoder.grid and table.dim() == 3 and table.shape[1] == rows:
+        given["pos_embed"] = resized(table, grid, encoder.grid)
     advice = "give the run folder that mae-pipe pretrain wrote, with its own recipe.json"
     for name in wanted:
         if name not in given:

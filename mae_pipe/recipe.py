@@ -80,7 +80,11 @@ class Recipe(Table):
     @model_validator(mode="after")
     def _suits_the_engine(self) -> Recipe:
         name, place = self.optimizer.name, self.engine.offload_optimizer
-        if (name == "cpu_adam") != (place != "none") and name != "adamw":
+        if name in ("lars", "sgd") and place == "nvme":
+            raise ValueError(
+                f'optimizer.name "{name}" is for engine.offload_optimizer "none" or "cpu"; set one of them'
+            )
+        if (name == "cpu_adam") != (place != "none") and name in ("cpu_adam", "fused_adam"):
             raise ValueError(
                 'optimizer.name "cpu_adam" is for engine.offload_optimizer "cpu" or "nvme", "fused_adam" for "none", '
                 'and "adamw" for all of them'

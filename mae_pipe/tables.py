@@ -197,7 +197,7 @@ def _not_muon(value: Any) -> Any:
     return value
 
 
-OptimizerName = Annotated[Literal["adamw", "fused_adam", "cpu_adam"], BeforeValidator(_not_muon)]
+OptimizerName = Annotated[Literal["adamw", "fused_adam", "cpu_adam", "lars", "sgd"], BeforeValidator(_not_muon)]
 
 
 class Mixing(Table):
@@ -215,12 +215,14 @@ class Mixing(Table):
 
 
 class Optimizer(Table):
-    """AdamW; lr = base_lr x global_batch / 256."""
+    """AdamW, LARS or SGD; lr = base_lr x global_batch / 256."""
 
-    name: OptimizerName = "adamw"  # PyTorch's; DeepSpeed's for GPUs; for offloaded state
+    name: OptimizerName = "adamw"  # PyTorch's; DeepSpeed's AdamW for GPUs; for offloaded state; momentum
     base_lr: Annotated[float, Field(gt=0)] = 1.5e-4
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: Annotated[float, Field(gt=0)] = 1e-8
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # lars, sgd
+    trust: Above0 = 0.001  # lars: norm of a scaled gradient in norms of its tensor
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # finetuning: lr factor a layer down
     clip: Annotated[float, Field(ge=0)] = 0.0  # gradient norm; 0: off
