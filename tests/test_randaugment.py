@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -219,3 +221,11 @@ def test_segmentation_is_refused_as_maps_would_not_move_with_the_pixels(shards: 
     with pytest.raises(RecipeError, match=r"leaves maps where they are; set data.randaugment"):
         Filler(shelf, Wanted(shards, "train", (), data, 0, training=True, labels="map"))
     shelf.close()
+
+
+def test_a_worker_process_that_augments_imports_no_torch() -> None:
+    code = (
+        "import sys; from mae_pipe.data import randaugment, worker; from mae_pipe.recipe import Data; "
+        "randaugment.RandAugment(Data(randaugment='rand')); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
