@@ -113,10 +113,8 @@ def test_every_engine_takes_the_same_steps(tmp_path: Path, processes: int) -> No
         assert losses == pytest.approx(wanted, rel=TOLERANCE), way
 
 
-@pytest.mark.parametrize(
-    ("name", "ways"),
-    [("lars", ((1, 1), (3, 1), (2, 3))), pytest.param("sgd", ((1, 1), (2, 3)), marks=pytest.mark.slow)],
-)
+@pytest.mark.slow  # tests/test_average.py has a quick one
+@pytest.mark.parametrize(("name", "ways"), [("lars", ((1, 1), (3, 1), (2, 3))), ("sgd", ((1, 1), (2, 3)))])
 def test_momentum_is_in_a_checkpoint_and_goes_on_anywhere(
     tmp_path: Path, name: str, ways: tuple[tuple[int, int], ...]
 ) -> None:
