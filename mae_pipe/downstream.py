@@ -28,7 +28,7 @@ from mae_pipe.journal import Journal
 from mae_pipe.labelled import open_splits
 from mae_pipe.live import Live
 from mae_pipe.optim import Groups, Plan, layer_of, no_decay_finetuning, parameter_groups
-from mae_pipe.recipe import Data, Downstream, Pretrain
+from mae_pipe.recipe import INHERITED, Data, Downstream, Pretrain
 from mae_pipe.runs import Run, about_data, about_plugins
 from mae_pipe.stopping import stopping_at_once
 from mae_pipe.trainer import train
@@ -37,7 +37,6 @@ from mae_pipe.weights import entry_of
 
 MODEL = "model.safetensors"
 RESULT = "result.json"
-INHERITED = ("size", "mean", "std", "centre_share")  # from the pretrained run, where the recipe is silent
 
 
 @dataclass(frozen=True)

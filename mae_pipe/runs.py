@@ -30,6 +30,7 @@ from mae_pipe.errors import DiskError, RunError
 from mae_pipe.optim import Plan
 from mae_pipe.recipe import Recipe
 from mae_pipe.saver import Saver
+from mae_pipe.toml import flat
 from mae_pipe.weights import Entry, write_safetensors
 
 FREE = (  # a resumed run may change them
@@ -262,14 +263,6 @@ def about_data(shards: Path, split: str, stream: Stream, world: int) -> dict[str
         "world": world,
         **({"order": order} if order != 1 else {}),
     }
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value}
-    return found
 
 
 def _session() -> dict[str, Any]:
