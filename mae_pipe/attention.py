@@ -41,7 +41,7 @@ def attend(attention: Any, tokens: Tensor, first: int = 0) -> Tensor:
         else:
             mixed = (q * attention.scale @ k.transpose(-2, -1)).softmax(dim=-1) @ v
         mixed = mixed.transpose(1, 2).flatten(2)  # [B, Tk - first, D]
-    out: Tensor = attention.proj(mixed)
+    out: Tensor = attention.proj_drop(attention.proj(mixed))
     return out
 
 

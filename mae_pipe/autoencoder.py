@@ -45,6 +45,7 @@ class Encoder(VisionTransformer):
         channels: C.
         learned: positions are a parameter that begins as the sin-cos table; else a float32 buffer.
         drop_path: stochastic depth of the last block, rising linearly from 0.
+        dropout: after the positions, and after attention and both layers of every MLP (Dosovitskiy et al. 2021).
     """
 
     cls_token: Any  # nn.Parameter; None where T is 0
@@ -53,7 +54,14 @@ class Encoder(VisionTransformer):
     pos_embed: Tensor  # type: ignore[assignment]
 
     def __init__(
-        self, shape: EncoderShape, size: tuple[int, int], *, channels: int, learned: bool, drop_path: float
+        self,
+        shape: EncoderShape,
+        size: tuple[int, int],
+        *,
+        channels: int,
+        learned: bool,
+        drop_path: float,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__(
             img_size=size,
@@ -70,6 +78,8 @@ class Encoder(VisionTransformer):
             num_heads=shape.heads,
             mlp_ratio=shape.mlp_ratio,
             drop_path_rate=drop_path,
+            pos_drop_rate=dropout,
+            proj_drop_rate=dropout,
             norm_layer=LayerNorm,
             block_fn=Block,
             weight_init="skip",
@@ -108,6 +118,7 @@ class Encoder(VisionTransformer):
             positions = positions[0][known]
         patches = patches + positions
         tokens = self._with_class_tokens(patches).to(self.patch_embed.proj.weight.dtype)  # [B, T + V, D]
+        tokens = self.pos_drop(tokens)
         for block in self.blocks:
             tokens = block(tokens)
         out: Tensor = self.norm(tokens)
@@ -203,6 +214,7 @@ def build_encoder(
     channels: int = 3,
     positions: Literal["fixed", "learned"] = "fixed",
     drop_path: float | None = None,
+    dropout: float = 0.0,
 ) -> Encoder:
     """A freshly initialised encoder for images of ``size`` pixels: a side, or height and width.
 
@@ -210,7 +222,7 @@ def build_encoder(
     """
     rate = shape.drop_path if drop_path is None else drop_path
     sides = (size, size) if isinstance(size, int) else size
-    return Encoder(shape, sides, channels=channels, learned=positions == "learned", drop_path=rate)
+    return Encoder(shape, sides, channels=channels, learned=positions == "learned", drop_path=rate, dropout=dropout)
 
 
 def initialise(module: nn.Module) -> None:

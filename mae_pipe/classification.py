@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Literal, overload
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
-from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mae_pipe.autoencoder import Encoder, build_encoder
 from mae_pipe.catalog import Catalog
-from mae_pipe.contracts import Head
+from mae_pipe.contracts import Grid, Head
+from mae_pipe.erasing import erased
 from mae_pipe.errors import RecipeError, RunError
+from mae_pipe.mixing import Mixer
 from mae_pipe.pixels import Channels, normalise
-from mae_pipe.recipe import Downstream, Pretrain
+from mae_pipe.positions import resized
+from mae_pipe.recipe import Downstream, Mixing, Pretrain
+from mae_pipe.rng import Rng
 from mae_pipe.seeding import key
 from mae_pipe.tasks import view_of
 
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
     from mae_pipe.data.batch import Batch
 
 WEIGHTS = "encoder.safetensors"
+_UNMIXED = Mixing()
 UNTRAINED = "untrained"  # in place of a fingerprint of weights
+UNUSED = ("norm.weight", "norm.bias")  # of an encoder whose final norm a head does without
 
 
 class Classification(nn.Module):
@@ -38,6 +42,9 @@ class Classification(nn.Module):
         classes: C.
         label_smoothing: share of a training label that is spread over all classes.
         mean, std: of pixels in [0, 1].
+        erase: in training, probability that a box of an image becomes noise.
+        mixing: in training, of the images of a micro-batch and their labels.
+        seed: of both.
     """
 
     def __init__(
@@ -50,15 +57,23 @@ class Classification(nn.Module):
         label_smoothing: float,
         mean: Channels,
         std: Channels,
+        erase: float = 0.0,
+        mixing: Mixing = _UNMIXED,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.encoder, self.head, self.frozen = encoder, head, frozen
-        self.classes, self.label_smoothing = classes, label_smoothing
+        self.label_smoothing, self.erase, self.mixing = label_smoothing, erase, mixing
         self.mean, self.std = mean, std
+        self._mixer = Mixer(mixing, classes=classes, smoothing=label_smoothing, seed=seed)
+        self._erase_key = key(seed, "erase")
         if label_smoothing and head.labels != "class":
             raise RecipeError(f"label_smoothing {label_smoothing} is for one class an image; set label_smoothing=0")
+        if mixing.on and head.labels != "class":
+            raise RecipeError("mixing is for one class an image; set mixing.mixup=0 and mixing.cutmix=0")
         if frozen:
             encoder.requires_grad_(False)
+        self.left_out: list[str] = []  # given weights that are not used, on purpose
         self.train()
 
     @classmethod
@@ -85,6 +100,7 @@ class Classification(nn.Module):
                 channels=len(recipe.data.mean),
                 positions="fixed" if frozen else "learned",
                 drop_path=0.0 if frozen else recipe.drop_path,
+                dropout=recipe.dropout,
             )
             torch.manual_seed(key(recipe.seed, "head") % 2**63)
             head = catalog.build(
@@ -96,9 +112,13 @@ class Classification(nn.Module):
                 class_tokens=pretrained.encoder.class_tokens,
                 view=view_of(recipe.data, pretrained.encoder),
             )
+        left_out = [] if head.normed or weights is None else [name for name in UNUSED if name in weights]
+        if not head.normed:
+            encoder.norm = nn.Identity()
         if weights is not None:
-            fill(encoder, weights)
-        return cls(
+            grid = view_of(pretrained.data, pretrained.encoder).grid
+            fill(encoder, {name: weight for name, weight in weights.items() if name not in left_out}, grid)
+        task = cls(
             encoder,
             head,
             frozen=frozen,
@@ -106,7 +126,12 @@ class Classification(nn.Module):
             label_smoothing=recipe.label_smoothing,
             mean=recipe.data.mean,
             std=recipe.data.std,
+            erase=recipe.data.erase,
+            mixing=recipe.mixing,
+            seed=recipe.seed,
         )
+        task.left_out = left_out
+        return task
 
     @overload
     def forward(self, batch: Batch, mode: Literal["loss"] = "loss") -> Tensor: ...
@@ -119,13 +144,16 @@ class Classification(nn.Module):
 
         Both go through here because ZeRO 3 gathers weights when the root module is called.
         """
+        images, labels = normalise(batch.pixels, self.mean, self.std), batch.labels
+        if mode == "loss":
+            images, labels = self._varied(images, batch)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            tokens = self.features(batch)
+            tokens = self.tokens_of(images)
         output = self.head(tokens)
         if mode == "loss":
-            return self.head.loss(output, self._smoothed(batch.labels)).mean()
+            return self.head.loss(output, labels).mean()
         # Padding has -1; its values are not counted.
-        labels = batch.labels.clamp(min=0) if self.head.labels == "class" else batch.labels
+        labels = labels.clamp(min=0) if self.head.labels == "class" else labels
         return {"loss": self.head.loss(output, labels), **self.head.metrics(output, labels)}
 
     def train(self, mode: bool = True) -> Classification:
@@ -136,15 +164,20 @@ class Classification(nn.Module):
 
     def features(self, batch: Batch) -> Tensor:
         """What the head is given: [B, T + N, D] tokens."""
-        tokens: Tensor = self.encoder(normalise(batch.pixels, self.mean, self.std))
+        return self.tokens_of(normalise(batch.pixels, self.mean, self.std))
+
+    def tokens_of(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] normalised images -> [B, T + N, D]."""
+        tokens: Tensor = self.encoder(images)
         return tokens
 
-    def _smoothed(self, labels: Tensor) -> Tensor:
-        """[B] int64 as they are, or [B, C] float32 shares."""
-        if not self.label_smoothing:
-            return labels
-        shares = F.one_hot(labels, self.classes).float()
-        return shares * (1 - self.label_smoothing) + self.label_smoothing / self.classes
+    def _varied(self, images: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the loss is of: in training erased and mixed images; classes as they are, or shares of them."""
+        if self.training and self.erase:
+            images = erased(images, Rng(self._erase_key, batch.positions), self.erase)
+        if self.training and self.mixing.on:
+            return self._mixer(images, batch.labels, batch.positions)
+        return images, self._mixer.shares(batch.labels) if self.label_smoothing else batch.labels
 
 
 def read_weights(run: Path) -> tuple[dict[str, Tensor], str]:
@@ -161,13 +194,13 @@ def read_weights(run: Path) -> tuple[dict[str, Tensor], str]:
         raise RunError(f"{path} is damaged ({error}); go on with mae-pipe pretrain, which writes it again") from error
 
 
-def fill(encoder: Encoder, weights: Mapping[str, Tensor]) -> None:
-    """Put ``weights`` into ``encoder``, every one and no other; positions may be of another grid."""
+def fill(encoder: Encoder, weights: Mapping[str, Tensor], grid: Grid) -> None:
+    """Put ``weights``, whose positions are of ``grid``, into ``encoder``: every one and no other."""
     wanted, given = encoder.state_dict(), dict(weights)
     table = given.get("pos_embed")
-    if table is not None and table.dim() == 3 and table.shape[1] != wanted["pos_embed"].shape[1]:
-        size = [encoder.grid.rows, encoder.grid.cols]
-        given["pos_embed"] = resample_abs_pos_embed(table, size, num_prefix_tokens=encoder.num_prefix_tokens)
+    rows = encoder.num_prefix_tokens + grid.size
+    if table is not None and grid != encoder.grid and table.dim() == 3 and table.shape[1] == rows:
+        given["pos_embed"] = resized(table, grid, encoder.grid)
     advice = "give the run folder that mae-pipe pretrain wrote, with its own recipe.json"
     for name in wanted:
         if name not in given:

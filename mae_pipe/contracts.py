@@ -171,11 +171,14 @@ class Head(nn.Module, ABC):
             class a pixel ([B, H, W] int64, 255 where none).
         fits: whether ``fit`` is to be called.
         main: the metric that people look at first; higher is better.
+        normed: whether it wants tokens after the encoder's final norm, which else is left out of the model. A head
+            that norms what it pools sets it to False in ``__init__``.
     """
 
     labels: ClassVar[Literal["class", "multi", "map"]] = "class"
     fits: ClassVar[bool] = False
     main: ClassVar[str] = "top1"
+    normed: bool = True
 
     def fit(self, features: Iterator[tuple[Tensor, Tensor]]) -> None:
         """Learn from (tokens, labels) of all training images, once, before any training. Every rank sees all."""

@@ -104,6 +104,7 @@ def downstream(
     about = {"pretrained": str(run.resolve()), "from_scratch": from_scratch, "encoder_fingerprint": fingerprint}
     about |= {"main": task.head.main, **about_data(shards, recipe.train_split, stream, here.world)}
     about |= about_plugins(catalog, shards, head=recipe.head.name)
+    about |= {"left_out": task.left_out} if task.left_out else {}
     checkpoint = folder.begin(recipe, about, resume=resume)
     if not groups:
         return _untrained(task, recipe, folder, stream, held_out, from_scratch=from_scratch)
@@ -135,6 +136,8 @@ def downstream(
 
     with Live(recipe.task, plan.steps, start=start, console=console, active=here.rank == 0) as live:
         live.say(stream.about)
+        if task.left_out:
+            live.say(f"the head norms the mean itself; left out of the encoder: {', '.join(task.left_out)}")
         train(
             engine,
             stream,

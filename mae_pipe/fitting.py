@@ -56,6 +56,10 @@ def prepare(task: Classification, recipe: Downstream, groups: Groups, stream: St
     """
     if recipe.task == "finetune" and not any(p.requires_grad for p in task.head.parameters()):
         raise RecipeError(f"the head {recipe.head.name!r} has nothing to train; use it with: mae-pipe probe")
+    if recipe.mixing.on and stream.share.micro_batch == 1:
+        raise RecipeError(
+            "mixing wants two images at once on a rank, and here it is one; raise data.micro_batch or data.global_batch"
+        )
     require(recipe, launch.join().world)
     begun = any(folder.checkpoints.glob("step-*"))
     if task.head.fits and not (begun and groups):

@@ -1,10 +1,13 @@
-"""Fixed sine and cosine positions of patches (MAE, He et al. 2022; after Vaswani et al. 2017)."""
+"""Positions of patches: fixed sines and cosines (MAE, He et al. 2022; after Vaswani et al. 2017), and other sizes."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from mae_pipe.contracts import Grid
 
 
 def sincos_positions(width: int, rows: int, cols: int, *, first: int = 1) -> Tensor:
@@ -22,3 +25,15 @@ def sincos_positions(width: int, rows: int, cols: int, *, first: int = 1) -> Ten
     halves = [np.outer(place, omega) for place in (col, row)]  # [N, D/4] each
     table = np.concatenate([f(half) for half in halves for f in (np.sin, np.cos)], axis=1)  # [N, D]
     return torch.from_numpy(np.concatenate([np.zeros((first, width)), table])[None].astype(np.float32))
+
+
+def resized(table: Tensor, old: Grid, new: Grid) -> Tensor:
+    """[1, T + N, D] of the grid ``old`` -> of ``new``: rows of class tokens stay, those of patches are bicubic.
+
+    As the official code (``interpolate_pos_embed``): the kernel is not widened where the grid shrinks, so a small
+    table is a sample of the large one. That code is for square grids; here each axis has its own scale.
+    """
+    first = table.shape[1] - old.size
+    maps = table[:, first:].reshape(1, old.rows, old.cols, -1).permute(0, 3, 1, 2)  # [1, D, rows, cols]
+    maps = F.interpolate(maps, (new.rows, new.cols), mode="bicubic", align_corners=False)
+    return torch.cat([table[:, :first], maps.flatten(2).transpose(1, 2)], dim=1)

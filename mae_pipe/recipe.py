@@ -26,6 +26,7 @@ from mae_pipe.tables import (
     FaultChoice,
     Logging,
     MaskChoice,
+    Mixing,
     Optimizer,
     Positive,
     Saving,
@@ -48,6 +49,7 @@ __all__ = [
     "FaultChoice",
     "Logging",
     "MaskChoice",
+    "Mixing",
     "Optimizer",
     "Pretrain",
     "Recipe",
@@ -89,13 +91,19 @@ class Recipe(Table):
     @model_validator(mode="after")
     def _suits_the_engine(self) -> Recipe:
         name, place = self.optimizer.name, self.engine.offload_optimizer
-        if (name == "cpu_adam") != (place != "none") and name != "adamw":
+        if name in ("lars", "sgd") and place == "nvme":
+            raise ValueError(
+                f'optimizer.name "{name}" is for engine.offload_optimizer "none" or "cpu"; set one of them'
+            )
+        if (name == "cpu_adam") != (place != "none") and name in ("cpu_adam", "fused_adam"):
             raise ValueError(
                 'optimizer.name "cpu_adam" is for engine.offload_optimizer "cpu" or "nvme", "fused_adam" for "none", '
                 'and "adamw" for all of them'
             )
         if self.engine.sharded_construction and self.task != "pretrain":
             raise ValueError("engine.sharded_construction is for pretraining; leave it out")
+        if self.data.erase and self.task not in ("probe", "finetune"):
+            raise ValueError("data.erase is for probe and finetune; leave it out")
         return self
 
     @property
@@ -134,11 +142,19 @@ class Downstream(Recipe):
     task: Literal["probe", "finetune"]
     head: Chosen = Chosen(name="linear")
     drop_path: Share = 0.0
+    dropout: Share = 0.0  # after the positions, and after attention and both layers of every MLP
     label_smoothing: Share = 0.0
+    mixing: Mixing = Mixing()
     labels_per_class: Positive | None = None  # train on few labels; the seed chooses them
     train_split: str = "train"
     eval_split: str = "val"
     eval_every_epochs: Annotated[float, Field(gt=0)] = 10.0  # and always at the end
+
+    @model_validator(mode="after")
+    def _suits_the_task(self) -> Downstream:
+        if self.task == "probe" and self.dropout:
+            raise ValueError("dropout is for finetuning, as a probe's encoder stays as it is; leave it out")
+        return self
 
 
 class Tokenizer(Recipe):

@@ -26,6 +26,15 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
+def _uniform(bits: Tensor) -> Tensor:
+    return _shift(bits, 40).float() * 2.0**-24
+
+
+def _normal(one: Tensor, other: Tensor) -> Tensor:
+    """Two uniform numbers -> a normal one (Box and Muller 1958)."""
+    return torch.sqrt(-2 * torch.log1p(-one)) * torch.cos(2 * math.pi * other)
+
+
 class Rng:
     """What a mask sampler draws from: B independent streams, one an image.
 
@@ -54,12 +63,19 @@ class Rng:
 
     def uniform(self, *shape: int) -> Tensor:
         """[B, *shape] float32 in [0, 1)."""
-        return _shift(self.bits(*shape), 40).float() * 2.0**-24
+        return _uniform(self.bits(*shape))
 
     def normal(self, *shape: int) -> Tensor:
-        """[B, *shape] float32, standard normal (Box and Muller 1958)."""
-        radius = torch.sqrt(-2 * torch.log1p(-self.uniform(*shape)))
-        return radius * torch.cos(2 * math.pi * self.uniform(*shape))
+        """[B, *shape] float32, standard normal."""
+        return _normal(self.uniform(*shape), self.uniform(*shape))
+
+    def normal_at(self, images: Tensor, places: Tensor, count: int) -> Tensor:
+        """[n] float32: what ``normal(count)`` has at [images, places], and no more of it is computed."""
+        pair = []
+        for _ in range(2):
+            pair.append(_uniform(_mix(self._start[images] + (self._drawn + 1 + places) * _signed(GOLDEN))))
+            self._drawn += count
+        return _normal(*pair)
 
     def integers(self, high: int, *shape: int) -> Tensor:
         """[B, *shape] int64 in [0, high)."""

@@ -43,8 +43,9 @@ FREE = (  # a resumed run may change them
     "data.worker_kind",
     "data.micro_batch",
     "engine",
-    "optimizer.name",  # all compute the same, and which there is depends on the engine
 )
+OPTIMIZER = "optimizer.name"
+ADAMW = {"adamw", "fused_adam", "cpu_adam"}  # all compute the same, and which there is depends on the engine
 BEGUN = {"checkpoints", "run.json", ".run.json.tmp", ".recipe.json.tmp"}  # of a run that was killed as it began
 
 T = TypeVar("T")
@@ -150,7 +151,8 @@ class Run:
         """Refuse to go on with another recipe or other data than the run's in ``folder``, naming what differs."""
         before = flat(read_recipe(folder).model_dump(mode="json"))  # keys that are newer than the run: their defaults
         now = flat(json.loads(_json(chosen.model_dump(mode="json"))))
-        names = [n for n in sorted({*before, *now}) if before.get(n) != now.get(n) and not n.startswith(FREE)]
+        free = (*FREE, OPTIMIZER) if {before[OPTIMIZER], now[OPTIMIZER]} <= ADAMW else FREE
+        names = [n for n in sorted({*before, *now}) if before.get(n) != now.get(n) and not n.startswith(free)]
         if names:
             said = "; ".join(f"{n} was {before.get(n)!r}, now {now.get(n)!r}" for n in names[:4])
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""

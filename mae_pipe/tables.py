@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WrapValidator,
+    model_validator,
+)
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -36,17 +46,36 @@ def _one_or_two(value: Any, handler: Callable[[Any], Any]) -> Any:
 Sides = Annotated[Positive | tuple[Positive, Positive], WrapValidator(_one_or_two)]
 
 
+RANDAUGMENT = re.compile(  # options of timm that are taken; it passes over others without a word
+    r"m\d+|n[1-9]\d*|p(?:0(?:\.\d+)?|1(?:\.0+)?)|mstd\d+(?:\.\d+)?|mmax[1-9]\d*|inc[01]"
+)
+
+
+def _timms(value: str) -> str:
+    """A name that timm takes as it is meant."""
+    first, *options = value.split("-")
+    names = [option.rstrip("0123456789.") for option in options if RANDAUGMENT.fullmatch(option)]
+    if value and (first != "rand" or len(options) != len(set(names))):
+        raise ValueError(
+            'expected "rand" and options of timm, each once, such as "rand-m9-mstd0.5-inc1": m magnitude, n how many, '
+            "p probability, mstd deviation of the magnitude, mmax its bound, inc1 if more of it is to do more"
+        )
+    return value
+
+
 class Data(Table):
     """Which pixels a step sees."""
 
     size: Sides = 224  # S, pixels; or [height, width]
-    crop: Literal["random", "fixed", "centre", "none"] = "random"  # table 1e; none: centre, never mirrored
-    crop_scale: tuple[Share, Share] = (0.2, 1.0)  # random crop: of the image's area
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # random crop: width / height
+    crop: Literal["random", "tf", "fixed", "centre", "none"] = "random"  # table 1e; none: centre, never mirrored
+    crop_scale: tuple[Share, Share] = (0.2, 1.0)  # random and tf crop: of the image's area
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # random and tf crop: width / height
     crop_share: Annotated[float, Field(gt=0, le=1)] = 0.875  # fixed crop: its side in the resized image's short side
     flip: Share = 0.5  # probability of a horizontal flip
     jitter: tuple[Strength, Strength, Strength, Annotated[float, Field(ge=0, le=0.5)]] = (0.0, 0.0, 0.0, 0.0)
     # ^ brightness, contrast, saturation, hue, as torchvision's ColorJitter; usual is (0.4, 0.4, 0.4, 0.1)
+    randaugment: Annotated[str, AfterValidator(_timms)] = ""  # timm's options, such as "rand-m9-mstd0.5-inc1"
+    erase: Share = 0.0  # downstream: probability of random erasing, of one box with noise
     interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"] = "bicubic"  # of all crops; antialiased
     centre_share: Annotated[float, Field(gt=0, le=1)] = 0.875  # centre crop: its side in the resized image's short side
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of each channel, in [0, 1]; ImageNet's, as timm
@@ -70,10 +99,17 @@ class Data(Table):
             raise ValueError(
                 f"mean has {len(self.mean)} and std {len(self.std)} numbers, but both need one for each channel"
             )
-        if any(self.jitter) and self.crop == "none":
-            raise ValueError('crop "none" is no augmentation at all; set crop to "centre", or jitter to zeros')
+        if self.crop == "none" and (any(self.jitter) or self.randaugment):
+            off = "jitter to zeros" if any(self.jitter) else 'randaugment to ""'
+            raise ValueError(f'crop "none" is no augmentation at all; set crop to "centre", or {off}')
         if any(self.jitter) and self.channels not in (1, 3):
             raise ValueError(f"jitter is for colour or grey images, not for {self.channels} channels; set it to zeros")
+        if self.randaugment and any(self.jitter):
+            raise ValueError("randaugment changes colours too, and timm has no jitter beside it; set jitter to zeros")
+        if self.randaugment and self.channels != 3:
+            raise ValueError(f'randaugment is for 3 channels, not for {self.channels}; set it to ""')
+        if self.randaugment and self.interpolation == "lanczos":
+            raise ValueError('randaugment turns and shears images, which Pillow cannot by "lanczos"; set "bicubic"')
         return self
 
     @property
@@ -161,16 +197,32 @@ def _not_muon(value: Any) -> Any:
     return value
 
 
-OptimizerName = Annotated[Literal["adamw", "fused_adam", "cpu_adam"], BeforeValidator(_not_muon)]
+OptimizerName = Annotated[Literal["adamw", "fused_adam", "cpu_adam", "lars", "sgd"], BeforeValidator(_not_muon)]
+
+
+class Mixing(Table):
+    """Mixup and CutMix of the images of a micro-batch, one of them in each."""
+
+    mixup: Annotated[float, Field(ge=0)] = 0.0  # alpha: the share is drawn from Beta(alpha, alpha); 0: off
+    cutmix: Annotated[float, Field(ge=0)] = 0.0  # the same of CutMix
+    probability: Share = 1.0  # of either, for a micro-batch
+    switch: Share = 0.5  # of CutMix, where both are on
+
+    @property
+    def on(self) -> bool:
+        """Whether there is anything to mix."""
+        return (self.mixup > 0 or self.cutmix > 0) and self.probability > 0
 
 
 class Optimizer(Table):
-    """AdamW; lr = base_lr x global_batch / 256."""
+    """AdamW, LARS or SGD; lr = base_lr x global_batch / 256."""
 
-    name: OptimizerName = "adamw"  # PyTorch's; DeepSpeed's for GPUs; for offloaded state
+    name: OptimizerName = "adamw"  # PyTorch's; DeepSpeed's AdamW for GPUs; for offloaded state; momentum
     base_lr: Annotated[float, Field(gt=0)] = 1.5e-4
     betas: tuple[Share, Share] = (0.9, 0.95)
     eps: Annotated[float, Field(gt=0)] = 1e-8
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # lars, sgd
+    trust: Above0 = 0.001  # lars: norm of a scaled gradient in norms of its tensor
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # finetuning: lr factor a layer down
     clip: Annotated[float, Field(ge=0)] = 0.0  # gradient norm; 0: off

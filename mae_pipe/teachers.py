@@ -106,6 +106,7 @@ def _built(name: str, view: View) -> tuple[nn.Module, tuple[int, int]]:
 def _of_run(folder: Path, view: View) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...], str]:
     from mae_pipe.classification import fill, read_weights
     from mae_pipe.runs import read_recipe
+    from mae_pipe.tasks import view_of
 
     recipe = read_recipe(folder)
     if not isinstance(recipe, Pretrain):
@@ -119,7 +120,7 @@ def _of_run(folder: Path, view: View) -> tuple[nn.Module, tuple[float, ...], tup
     with torch.random.fork_rng(devices=[]):
         encoder = build_encoder(shape, size, channels=view.channels)
     weights, digest = read_weights(folder)
-    fill(encoder, weights)
+    fill(encoder, weights, view_of(recipe.data, recipe.encoder).grid)
     return _Sized(encoder, size), recipe.data.mean, recipe.data.std, digest
 
 

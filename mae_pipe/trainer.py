@@ -56,8 +56,8 @@ def train(
     """Train from step ``start`` to ``plan.steps``.
 
     Args:
-        seed: of dropout and drop path, which draw from torch's generator: set anew every step, so that a
-            resumed run repeats them.
+        seed: of dropout and drop path, which draw from torch's generator: set anew for every micro-batch by its first
+            position in the stream, so that neither ranks nor where a run stopped change them.
         save: begins to write the checkpoint of a step; called every ``save_every`` steps and at the end.
         finish: waits until the last of them is whole.
         after_step: evaluations and pictures; they decide by the step themselves.
@@ -68,7 +68,7 @@ def train(
     """
     engine.train()
     meter = _Meter(engine, plan)
-    noise = key(seed, f"noise/{engine.rank}")
+    noise = key(seed, "noise")
     anyone = Consensus(("stop",))
     policy = Faults(faults, engine, journal.folder, restore=restore, key_of=key_of)
     policy.begin(start)
@@ -81,12 +81,12 @@ def train(
         step = start
         while step < plan.steps:
             lr = plan.lr(step)
-            torch.manual_seed((noise + step) % 2**63)
             for _ in range(plan.accumulation):
                 watchdog.at("waiting for data", step)
                 with meter.waiting():
                     batch, there = feed.next()
                 watchdog.at("computing", step)
+                torch.manual_seed((noise + int(batch.positions[0])) % 2**63)
                 loss = engine(there)
                 engine.backward(policy.noting(loss, batch) / plan.accumulation)
                 meter.add(loss)

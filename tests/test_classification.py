@@ -12,9 +12,10 @@ from torch import Tensor
 from mae_pipe import recipe
 from mae_pipe.catalog import Catalog
 from mae_pipe.classification import Classification, read_weights
+from mae_pipe.contracts import Grid
 from mae_pipe.data.batch import Batch
 from mae_pipe.errors import RunError
-from mae_pipe.positions import sincos_positions
+from mae_pipe.positions import resized, sincos_positions
 from mae_pipe.tasks import Pretraining
 
 MAE = recipe.Pretrain(
@@ -28,8 +29,10 @@ WEIGHTS = {
 }
 
 
-def task(kind: str, weights: dict[str, Tensor] | None = None, size: int = 16, **changes: object) -> Classification:
-    chosen = recipe.Downstream(task=kind, data=recipe.Data(size=size), **changes)  # type: ignore[arg-type]
+def task(
+    kind: str, weights: dict[str, Tensor] | None = None, size: int | tuple[int, int] = 16, **changes: object
+) -> Classification:
+    chosen = recipe.Downstream(**{"task": kind, "data": recipe.Data(size=size), **changes})  # type: ignore[arg-type]
     return Classification.from_recipe(chosen, MAE, weights, Catalog(), classes=3)
 
 
@@ -73,6 +76,19 @@ def test_both_begin_as_the_pretrained_encoder() -> None:
         assert all(torch.equal(state[name], given[name]) for name in given)
 
 
+def test_a_head_that_norms_the_mean_itself_takes_the_encoder_without_its_norm() -> None:
+    tuned = task("finetune", WEIGHTS, head=recipe.Chosen(name="linear", options={"layer_norm": True}))
+    assert isinstance(tuned.encoder.norm, torch.nn.Identity)
+    assert set(WEIGHTS) - set(tuned.encoder.state_dict()) == {"norm.weight", "norm.bias"}
+    assert "eps=1e-06" in str(tuned.head.norm)
+    tuned(batch()).backward()
+    assert all(p.grad is not None for p in tuned.parameters())
+    by_token = task(
+        "finetune", WEIGHTS, head=recipe.Chosen(name="linear", options={"layer_norm": True, "pool": "token"})
+    )
+    assert set(by_token.encoder.state_dict()) == set(WEIGHTS)
+
+
 def test_an_untrained_encoder_is_the_one_that_pretraining_began_with() -> None:
     for kind in ("probe", "finetune"):
         state = task(kind).encoder.state_dict()
@@ -111,6 +127,9 @@ def test_positions_are_resampled_for_another_image_size() -> None:
     assert probe.encoder.pos_embed.shape == (1, 65, 32)
     assert torch.equal(probe.encoder.pos_embed[:, 0], WEIGHTS["pos_embed"][:, 0])
     assert torch.isfinite(probe(batch(size=32)))
+    flat = task("probe", WEIGHTS, size=(8, 32))  # as many patches as before, in other places
+    old, new = Grid(4, 4), Grid(2, 8)
+    assert torch.equal(flat.encoder.pos_embed, resized(WEIGHTS["pos_embed"], old, new))
 
 
 def test_smoothed_labels_give_torchs_smoothed_loss() -> None:

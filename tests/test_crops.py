@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from scipy.stats import chisquare
+from scipy.stats import chisquare, ks_2samp
 from torchvision.transforms import CenterCrop, InterpolationMode, RandomResizedCrop, Resize
 from torchvision.transforms.functional import crop, resized_crop
 
@@ -127,3 +128,32 @@ def test_encoded_and_raw_images_decode_to_the_same_pixels() -> None:
     encoded = Stored(file.getvalue(), "png", 9, 7)
     raw = Stored(memoryview(np.asarray(image).tobytes()), "raw", 9, 7)
     assert np.array_equal(np.asarray(decode.picture(encoded)), np.asarray(decode.picture(raw)))
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (64, 64), (90, 400), (2, 1)])
+def test_tf_boxes_are_distributed_as_one_draw_that_is_cut_off_at_the_image(width: int, height: int) -> None:
+    """The rule of the official linear probe, by torch's generator."""
+    count, low, high = 8000, 0.08, 1.0
+    torch.manual_seed(0)
+    area = width * height * torch.empty(count).uniform_(low, high).double()
+    shape = torch.empty(count).uniform_(math.log(3 / 4), math.log(4 / 3)).double().exp()
+    w = (area * shape).sqrt().round().clamp(1, width)
+    h = (area / shape).sqrt().round().clamp(1, height)
+    left = (torch.rand(count, dtype=torch.float64) * (width - w + 1)).floor()
+    top = (torch.rand(count, dtype=torch.float64) * (height - h + 1)).floor()
+    sizes = np.full(count, width), np.full(count, height)
+    ours = crops.single_draws(key(0, "crop"), np.arange(count), *sizes, (low, high), (3 / 4, 4 / 3))
+    for mine, theirs in zip(ours.T, (left, top, left + w, top + h), strict=True):
+        assert ks_2samp(mine, theirs.numpy(), method="asymp").pvalue > 1e-3
+    assert (ours[:, :2] >= 0).all()
+    assert (ours[:, 2:] <= [width, height]).all()
+    assert (ours[:, 2:] > ours[:, :2]).all()
+    if (width, height) == (90, 400):
+        assert (ours[:, 2] - ours[:, 0] == 90).mean() > 0.5, "often cut off: another rule than ten tries"
+
+
+def test_a_tf_box_belongs_to_the_position() -> None:
+    sizes = np.full(50, 120), np.full(50, 80)
+    among = crops.single_draws(7, np.arange(50), *sizes, (0.08, 1.0), (3 / 4, 4 / 3))
+    alone = crops.single_draws(7, np.array([31]), sizes[0][:1], sizes[1][:1], (0.08, 1.0), (3 / 4, 4 / 3))
+    assert np.array_equal(alone[0], among[31])

@@ -163,6 +163,14 @@ def test_a_stopped_finetuning_goes_on_to_the_same_model(run: Path, shards: Path)
     assert finished.metrics == first.metrics
 
 
+def test_a_run_names_the_weights_that_its_head_does_without(run: Path, shards: Path) -> None:
+    head = ("head.options={layer_norm=true}", "labels_per_class=2")
+    result = downstream(run, chosen("finetune", *head), catalog=Catalog())
+    assert runs.about(result.folder)["left_out"] == ["norm.weight", "norm.bias"]
+    assert not {"norm.weight", "norm.bias"} & set(encoder_of(result.folder))
+    assert result.metrics == pytest.approx(measured(run, result.folder, shards), rel=1e-5)
+
+
 def test_a_saved_model_says_all_that_it_takes_to_build_it(run: Path, shards: Path) -> None:
     downstream(run, chosen("finetune", "labels_per_class=2", "schedule.epochs=3"), catalog=Catalog())
     path = run / "finetune-2" / "model.safetensors"

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from mae_pipe.optim import Plan
+from mae_pipe.recipe import Optimizer
 from mae_pipe.spawning import Job, spawn
 from tests.workers import stages
 
@@ -22,13 +24,21 @@ TOLERANCE = 1e-5
 STAGES = (1, 2, 3)
 
 
-def plain_torch(precision: torch.dtype = torch.float32) -> list[float]:
-    """The same steps by hand: torch's AdamW on float32 weights, and float32 sums of micro-batches' gradients."""
-    mae = stages.chosen({})
+def adamw(groups: list[dict[str, Any]], numbers: Optimizer) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, betas=numbers.betas, eps=numbers.eps)
+
+
+def plain_torch(
+    precision: torch.dtype = torch.float32,
+    name: str = "adamw",
+    optimizer_of: Callable[[list[dict[str, Any]], Optimizer], torch.optim.Optimizer] = adamw,
+) -> list[float]:
+    """The same steps by hand, on float32 weights and with float32 sums of micro-batches' gradients."""
+    mae = stages.chosen({"optimizer": name})
     plan = Plan.of(mae, stages.IMAGES, 1)
     master = stages.task_of(mae).train().to(precision).float()  # DeepSpeed's master weights begin as rounded ones
     groups = stages.groups_of(master)
-    optimizer = torch.optim.AdamW(groups, betas=mae.optimizer.betas, eps=mae.optimizer.eps)
+    optimizer = optimizer_of(groups, mae.optimizer)
     task = stages.task_of(mae).train()
     losses = []
     for step in range(plan.steps):

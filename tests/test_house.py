@@ -149,7 +149,10 @@ def test_every_built_in_recipe_is_complete_in_itself(name: str) -> None:
     free |= {f"encoder.{key}" for key in ("class_tokens", "mask_tokens", "qk_norm", "layer_scale")} | {"target.loss_on"}
     free |= {"saving.keep_every_epochs", "saving.background", *(f"faults.{k}" for k in recipe.FaultChoice.model_fields)}
     free |= {"data.order", "data.window", "data.lanes", "data.worker_kind"}
-    free |= {"data.crop_share", "data.jitter", "data.interpolation"}
+    lars, adamw = {"optimizer.momentum", "optimizer.trust"}, {"optimizer.betas", "optimizer.eps"}
+    free |= adamw if loaded.optimizer.name == "lars" else lars
+    free |= {"data.crop_share", "data.jitter", "data.interpolation", "data.randaugment", "data.erase"}
+    free |= {f"mixing.{key}" for key in recipe.Mixing.model_fields}
     free |= {"data.crop_scale", "data.crop_ratio"} if loaded.data.crop == "centre" else {"data.centre_share"}
     if not isinstance(loaded, recipe.Pretrain):  # what the pretrained run says
         free |= {"data.size", "data.mean", "data.std", "data.centre_share"}

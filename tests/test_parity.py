@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import json
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from mae_pipe.autoencoder import build_encoder
 from mae_pipe.catalog import Catalog
+from mae_pipe.classification import Classification
+from mae_pipe.downstream import groups_of
 from mae_pipe.interop import official_name
 from mae_pipe.masking import Mask
 from mae_pipe.positions import sincos_positions
-from mae_pipe.recipe import Data, DecoderShape, EncoderShape, MaskChoice, Pretrain, TargetChoice
+from mae_pipe.recipe import (
+    Chosen,
+    Data,
+    DecoderShape,
+    Downstream,
+    EncoderShape,
+    MaskChoice,
+    Optimizer,
+    Pretrain,
+    TargetChoice,
+)
 from mae_pipe.tasks import Pretraining
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden.json"
@@ -153,13 +166,55 @@ def test_parameter_counts_are_the_official_ones(
     assert {"total": trainable + fixed, "trainable": trainable} == golden[f"params_{name}"]
 
 
+def classifier(encoder: EncoderShape, size: int, classes: int, **options: Any) -> Classification:
+    """A finetuning task with golden weights."""
+    pretrained = Pretrain(data=Data(size=size), encoder=encoder)
+    tuned = Downstream(task="finetune", data=Data(size=size), head=Chosen(name="linear", options=options))
+    task = Classification.from_recipe(tuned, pretrained, None, Catalog(), classes=classes)
+    golden_weights(task, official_classifier_name)
+    return task.eval()
+
+
+def official_classifier_name(name: str) -> str:
+    return name.removeprefix("encoder.").replace("head.classify.", "head.").replace("head.norm.", "fc_norm.")
+
+
+@torch.no_grad()
 def test_classifier_logits_from_the_class_token_are_the_official_ones(golden: dict[str, Any]) -> None:
     expected = golden["classify_vit_base_token"]
-    model = nn.Module()
-    model.encoder = build_encoder(EncoderShape(), 224, positions="learned")
-    model.head = nn.Linear(768, expected["num_classes"])
-    golden_weights(model, lambda name: name.removeprefix("encoder."))
-    model.eval()
-    with torch.no_grad():
-        logits = model.head(model.encoder(golden_images(expected["batch"], 224, expected["image_seed"]))[:, 0])
-    assert logits.numpy() == pytest.approx(np.array(expected["logits"]), rel=1e-4, abs=1e-5)
+    task = classifier(EncoderShape(), 224, expected["num_classes"], pool="token")
+    assert {official_classifier_name(name) for name in task.state_dict()} >= set(expected["keys"])
+    logits = task.head(task.encoder(golden_images(expected["batch"], 224, expected["image_seed"])))
+    assert logits.numpy() == pytest.approx(np.array(expected["logits"]), rel=0, abs=1e-5)
+
+
+def test_layer_decay_and_weight_decay_are_the_official_ones_name_by_name(golden: dict[str, Any]) -> None:
+    task = classifier(EncoderShape(width=32, depth=12, heads=4), 32, 10, pool="mean", layer_norm=True)
+    tuned = Downstream(task="finetune", optimizer=Optimizer(layer_decay=0.75, weight_decay=0.05))
+    names = {id(parameter): official_classifier_name(name) for name, parameter in task.named_parameters()}
+    groups = groups_of(task, tuned)
+    found = {names[id(p)]: [group["lr_scale"], group["weight_decay"]] for group in groups for p in group["params"]}
+    assert set(found) == set(names.values())
+    expected = golden["layer_decay_0.75"]
+    assert {name: found[name] for name in expected} == expected
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("class_tokens", [1, 2])
+def test_the_global_pool_is_timms(class_tokens: int) -> None:
+    """Which is the official one: its norm of the mean is ``fc_norm``, and there is no ``norm``."""
+    task = classifier(TINY[0].model_copy(update={"class_tokens": class_tokens}), 32, 10, pool="mean", layer_norm=True)
+    model = VisionTransformer(
+        img_size=32,
+        patch_size=8,
+        embed_dim=48,
+        depth=2,
+        num_heads=4,
+        num_classes=10,
+        reg_tokens=class_tokens - 1,
+        global_pool="avg",
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+    )
+    model.load_state_dict({official_classifier_name(name): weight for name, weight in task.state_dict().items()})
+    images = golden_images(4, 32)
+    assert torch.allclose(task.head(task.encoder(images)), model.eval()(images), rtol=0, atol=1e-5)

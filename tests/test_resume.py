@@ -164,6 +164,13 @@ def test_a_run_may_change_what_no_number_depends_on(finished: Path, tmp_path: Pa
     calm = mae.model_copy(update={"logging": mae.logging.model_copy(update={"every_steps": 7})})
     found = Run(tmp_path / "run").begin(calm, about)
     assert found is not None
+    fused, lars = (
+        mae.model_copy(update={"optimizer": mae.optimizer.model_copy(update={"name": name})})
+        for name in ("fused_adam", "lars")
+    )
+    assert Run(tmp_path / "run").begin(fused, about) == found
+    with pytest.raises(RunError, match=r"optimizer\.name was 'adamw', now 'lars'"):
+        Run(tmp_path / "run").begin(lars, about)
 
 
 def test_a_folder_with_other_things_is_not_taken(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where an image is cropped: random boxes by position, fixed-size boxes at random places, or the centre."""
+"""Where an image is cropped: random boxes by position (two rules), boxes of a fixed size, or the centre."""
 
 from __future__ import annotations
 
@@ -58,6 +58,28 @@ def random_boxes(
     spare_w, spare_h = w[:, 0] - box_w, h[:, 0] - box_h
     left = np.where(found, np.floor(u[:, -2] * (spare_w + 1)), spare_w // 2)
     top = np.where(found, np.floor(u[:, -1] * (spare_h + 1)), spare_h // 2)
+    return np.stack([left, top, left + box_w, top + box_h], axis=1).astype(np.int64)
+
+
+def single_draws(
+    key: int,
+    positions: NDArray[np.int64],
+    widths: NDArray[np.integer],
+    heights: NDArray[np.integer],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> NDArray[np.int64]:
+    """[B, 4] boxes as ``random_boxes``, by the rule that MAE's linear probe has from its TensorFlow original.
+
+    One draw and no other tries: what does not fit is cut off at the image's sides.
+    """
+    u = uniforms(key, positions, 4)  # [B, 4]
+    w, h = widths.astype(np.float64), heights.astype(np.float64)  # [B]
+    area = w * h * (scale[0] + (scale[1] - scale[0]) * u[:, 0])
+    shape = np.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * u[:, 1])
+    box_w = np.clip(np.round(np.sqrt(area * shape)), 1, w)
+    box_h = np.clip(np.round(np.sqrt(area / shape)), 1, h)
+    left, top = np.floor(u[:, 2] * (w - box_w + 1)), np.floor(u[:, 3] * (h - box_h + 1))
     return np.stack([left, top, left + box_w, top + box_h], axis=1).astype(np.int64)
 
 

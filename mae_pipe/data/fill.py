@@ -16,9 +16,14 @@ from mae_pipe.data import crops, decode, jitter, region
 from mae_pipe.data.layout import Numbers
 from mae_pipe.data.manifest import Labels
 from mae_pipe.data.maps import IGNORE
+from mae_pipe.data.randaugment import RandAugment
 from mae_pipe.data.shelf import Shelf
-from mae_pipe.errors import DataError
+from mae_pipe.errors import DataError, RecipeError
 
+Change = Callable[
+    [NDArray[np.uint8], int], NDArray[np.uint8]
+]  # [H, W, C] of a view, its place in the batch -> new ones
+BOXES = {"random": crops.random_boxes, "tf": crops.single_draws}
 AT_ONCE = 32  # views of one decode, about
 
 
@@ -29,7 +34,7 @@ class Wanted:
     Attributes:
         folder: of the manifest.
         plugins: local files that the format of the shards may be in.
-        data: crop, flip, jitter and size.
+        data: crop, flip, jitter, RandAugment and size.
         seed: of the run.
         training: augmented; else the centre view.
         labels: which of a ``Batch``'s labels.
@@ -56,6 +61,7 @@ class _Keys(NamedTuple):
     crop: int
     flip: int
     jitter: int
+    randaugment: int
 
     @classmethod
     def of(cls, seed: int, view: int) -> _Keys:
@@ -76,6 +82,9 @@ class Filler:
         self._crop = self._data.crop if wanted.training else "none"
         self._flip = self._data.flip if self._crop != "none" else 0.0
         self._jitter = self._data.jitter if self._crop != "none" else (0.0, 0.0, 0.0, 0.0)
+        self._randaugment = RandAugment(self._data) if self._data.randaugment and self._crop != "none" else None
+        if self._randaugment is not None and wanted.labels == "map":
+            raise RecipeError('randaugment moves pixels and leaves maps where they are; set data.randaugment=""')
         self._filter = decode.FILTERS[self._data.interpolation]
         self._keys = [_Keys.of(wanted.seed, view) for view in range(self._views)]
 
@@ -85,7 +94,7 @@ class Filler:
         """The function that fills given places of ``pixels``, [B, V, C, H, W], and of ``maps``, [B, H, W]."""
         self._shelf.check_rows(numbers[numbers >= 0])
         cuts = [list(cut) for cut in zip(*(self._cuts(keys, numbers, positions) for keys in self._keys), strict=True)]
-        jitters = [jitter.draw(keys.jitter, positions, self._jitter) for keys in self._keys]
+        changes = [self._change(keys, positions) for keys in self._keys]
 
         def fill(places: Iterable[int]) -> None:
             for number, run in _runs(places, numbers, self._views):
@@ -96,9 +105,9 @@ class Filler:
                     continue
                 self._view(number, [cut for several in cuts[run] for cut in several], pixels[run])
                 for place in range(run.start, run.stop):
-                    if any(self._jitter):
-                        for seen, (order, factors) in zip(pixels[place], jitters, strict=True):
-                            self._jittered(seen, order[place], factors[place])
+                    for change, seen in zip(changes, pixels[place], strict=True):
+                        if change is not None:
+                            seen[:] = change(seen.transpose(1, 2, 0), place).transpose(2, 0, 1)
                     if maps is not None:
                         maps[place] = self._map(number, cuts[place][0])
 
@@ -119,9 +128,16 @@ class Filler:
         except Exception as error:  # decoders of damaged files raise whatever they like
             raise self._shelf.undecodable(number, error) from error
 
-    def _jittered(self, seen: NDArray[np.uint8], order: NDArray[np.int64], factors: NDArray[np.float64]) -> None:
-        """Change the colours of a view, [C, H, W], in its place."""
-        seen[:] = jitter.jittered(seen.transpose(1, 2, 0), order, factors, self._jitter).transpose(2, 0, 1)
+    def _change(self, keys: _Keys, positions: Numbers) -> Change | None:
+        """What is done to the pixels of a view, if anything is."""
+        if self._randaugment is not None:
+            drawn = self._randaugment.draw(keys.randaugment, positions)
+            augmented = self._randaugment.augmented
+            return lambda pixels, place: augmented(pixels, drawn[place])
+        if any(self._jitter):
+            orders, factors = jitter.draw(keys.jitter, positions, self._jitter)
+            return lambda pixels, place: jitter.jittered(pixels, orders[place], factors[place], self._jitter)
+        return None
 
     def _map(self, number: int, cut: crops.Cut) -> NDArray[np.uint8]:
         """[H, W]: the classes of the pixels of a cut, the nearest ones."""
@@ -140,8 +156,9 @@ class Filler:
         """How each image of a batch is cropped and mirrored in one view."""
         data, widths, heights = self._data, self._shelf.index.width[numbers], self._shelf.index.height[numbers]
         mirrored = crops.flips(keys.flip, positions, self._flip).tolist()
-        if self._crop == "random":
-            boxes = crops.random_boxes(keys.crop, positions, widths, heights, data.crop_scale, data.crop_ratio).tolist()
+        if self._crop in BOXES:
+            rule = BOXES[self._crop]
+            boxes = rule(keys.crop, positions, widths, heights, data.crop_scale, data.crop_ratio).tolist()
             return [crops.Cut((*box,), None, flip) for box, flip in zip(boxes, mirrored, strict=True)]
         sizes = list(zip(widths.tolist(), heights.tolist(), strict=True))
         if self._crop == "fixed":

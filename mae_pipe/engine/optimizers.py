@@ -7,6 +7,7 @@ import io
 
 import torch
 
+from mae_pipe.engine.lars import Lars, each_alone
 from mae_pipe.engine.library import deepspeed
 from mae_pipe.errors import RecipeError
 from mae_pipe.optim import Groups
@@ -14,14 +15,18 @@ from mae_pipe.recipe import Recipe
 
 
 def optimizer_of(groups: Groups, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW with the recipe's numbers: all three kinds compute the same.
+    """The recipe's optimizer; the three kinds of AdamW compute the same.
 
-    PyTorch's takes its fused kernel everywhere: one pass over memory instead of ten.
+    PyTorch's AdamW takes its fused kernel everywhere: one pass over memory instead of ten.
 
     Raises:
         RecipeError: DeepSpeed's own could not be compiled.
     """
     choice = recipe.optimizer
+    if choice.name == "lars":
+        return Lars(each_alone(groups), lr=recipe.lr, momentum=choice.momentum, trust=choice.trust)
+    if choice.name == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.lr, momentum=choice.momentum)
     numbers = {"lr": recipe.lr, "betas": choice.betas, "eps": choice.eps}
     if choice.name == "adamw":
         return torch.optim.AdamW(groups, **numbers, fused=True)  # type: ignore[arg-type]

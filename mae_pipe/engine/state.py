@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mae_pipe.engine.lars import Lars
+
 WEIGHT, WHOLE = "weight", "whole"  # kinds of pieces: of trained parameters; of buffers and frozen parameters
 
 
@@ -174,7 +176,9 @@ def _begin_moments(optimizer: Any, flat: Tensor, kinds: list[str], step: float) 
         if kind not in state:
             state[kind] = torch.zeros_like(flat.data)
     group = next((g for g in base.param_groups if any(p is flat for p in g["params"])), base.param_groups[0])
-    if "step" in group:  # DeepSpeed's FusedAdam counts in the group
+    if isinstance(base, torch.optim.SGD | Lars):
+        pass  # they do not count
+    elif "step" in group:  # DeepSpeed's FusedAdam counts in the group
         group["step"] = int(step)
     elif type(base).__module__.startswith("torch."):
         where = flat.device if group.get("fused") or group.get("capturable") else torch.device("cpu")

@@ -34,13 +34,14 @@ class FloatBatchNorm(nn.BatchNorm1d):
 class LinearHead(Head):
     """Classify the class token (``token``) or the mean of the patch tokens (``mean``).
 
-    MAE's linear probe is ``pool = "token", batch_norm = true`` (He et al. 2022, A.1); its
-    finetuning begins with weights as small as ``std = 2e-5``.
+    MAE's linear probe is ``pool = "token", batch_norm = true`` (He et al. 2022, A.1). Its finetuning is
+    ``pool = "mean", layer_norm = true, std = 2e-5``: the encoder's own norm is not applied, the mean of the
+    patch tokens is normed instead. Biases begin at zero, as the official code's do.
 
     Options:
         pool: "token" (of several class tokens their mean), or "mean".
         batch_norm: batch norm without scale and shift before the layer.
-        layer_norm: a new layer norm before the layer, which MAE's finetuning puts after the mean.
+        layer_norm: a new layer norm before the layer; of the mean, it is instead of the encoder's.
         std: of the first weights.
     """
 
@@ -61,6 +62,7 @@ class LinearHead(Head):
         check_pool(pool, class_tokens)
         self.pool: Pool = pool
         self.class_tokens = class_tokens
+        self.normed = not (layer_norm and pool == "mean")
         self.norm: nn.Module = nn.LayerNorm(width, eps=1e-6) if layer_norm else nn.Identity()
         if batch_norm:
             self.norm = FloatBatchNorm(width)

@@ -28,16 +28,18 @@ from mae_pipe.tasks import Pretraining
 from mae_pipe.trainer import train
 
 GLOBAL, MICRO, IMAGES = 16, 4, 160
+NUMBERS = {"lars": {"base_lr": 1.0, "trust": 0.1}, "sgd": {"base_lr": 1.0}}  # with which a few steps show
 
 
 def chosen(engine: dict[str, Any]) -> recipe.Pretrain:
     """A model small enough for seconds, with accumulation and clipping; keys of [engine], and "optimizer"."""
     engine = {"precision": "fp32", "persistence_threshold": 0, **engine}
+    name = engine.pop("optimizer", "adamw")
     return recipe.Pretrain(
         data=recipe.Data(size=16, global_batch=GLOBAL, micro_batch=MICRO),
         encoder=recipe.EncoderShape(width=32, depth=2, heads=2, patch=4),
         decoder=recipe.DecoderShape(width=16, depth=1, heads=2),
-        optimizer=recipe.Optimizer(name=engine.pop("optimizer", "adamw"), base_lr=0.05, clip=0.5),
+        optimizer=recipe.Optimizer(**{"name": name, "base_lr": 0.05, "clip": 0.5, **NUMBERS.get(name, {})}),
         schedule=recipe.Schedule(epochs=0.8, warmup_epochs=0.2),
         engine=recipe.EngineChoice(**engine),
     )
