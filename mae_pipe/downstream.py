@@ -82,13 +82,14 @@ def downstream(
     Every process of a job calls it; alone it needs no launcher.
 
     Args:
+        run: a run folder; from scratch also the name or file of a pretraining recipe, and then ``shards`` and ``out``.
         shards: labelled shards; default: those that ``run`` was pretrained on.
         out: run folder, made or gone on with; default: ``folder_of``.
         from_scratch: do not load the pretrained weights, for comparison.
     """
-    pretrained = runs.read_recipe(run)
-    if not isinstance(pretrained, Pretrain):
-        raise RunError(f"{run} is a {pretrained.task} run; give the run folder that mae-pipe pretrain wrote")
+    pretrained = runs.pretraining_of(run, from_scratch=from_scratch)
+    if not run.is_dir() and not (shards and out):
+        raise RunError(f"{run} is a recipe, which has no shards and no folder; give --shards and --out")
     recipe = inherit(recipe, pretrained)
     shards = shards_of(shards, catalog, console) if shards else shards_of_run(runs.about(run), catalog, console)
     out = out or folder_of(run, recipe, from_scratch=from_scratch)

@@ -238,12 +238,12 @@ def text_of(name_or_path: str) -> tuple[str, str]:
     path = Path(name_or_path)
     if path.suffix == ".toml" or (path.exists() and name_or_path not in names()):  # a folder may be called "digits"
         if not path.is_file():
-            raise RecipeError(f"there is no recipe file {path}; built-in recipes are {', '.join(names())}")
+            raise RecipeError(f"there is no recipe file {path}; mae-pipe recipes lists those that are built in")
         return path.read_text(encoding="utf-8"), str(path)
     if name_or_path not in names():
         raise RecipeError(
             f"there is no recipe {name_or_path!r}{closest(name_or_path, names())}; "
-            f"built-in are {', '.join(names())}, or give the path of a .toml file"
+            "mae-pipe recipes lists those that are built in, or give the path of a .toml file"
         )
     return _files()[name_or_path].read_text(encoding="utf-8"), name_or_path
 

@@ -28,7 +28,7 @@ from mae_pipe.disk import write_whole, writing, writing_whole
 from mae_pipe.engine import Engine
 from mae_pipe.errors import DiskError, RunError
 from mae_pipe.optim import Plan
-from mae_pipe.recipe import Recipe
+from mae_pipe.recipe import Pretrain, Recipe
 from mae_pipe.saver import Saver
 from mae_pipe.toml import flat
 from mae_pipe.weights import Entry, write_safetensors
@@ -233,6 +233,15 @@ def read_recipe(folder: Path) -> Recipe:
     if not path.is_file():
         raise RunError(f"{folder} is not a run folder (it has no recipe.json); give the --out of mae-pipe pretrain")
     return recipe.parse(json.loads(path.read_text()), str(path))
+
+
+def pretraining_of(run: Path, *, from_scratch: bool = False) -> Pretrain:
+    """The recipe that says an encoder's shape: a pretraining run's, or from scratch also one that ``run`` names."""
+    named = from_scratch and not run.is_dir()
+    chosen = recipe.load(str(run), task="pretrain") if named else read_recipe(run)
+    if not isinstance(chosen, Pretrain):
+        raise RunError(f"{run} is a {chosen.task} run; give the run folder that mae-pipe pretrain wrote")
+    return chosen
 
 
 def about(folder: Path) -> dict[str, Any]:

@@ -1,18 +1,26 @@
 """Write the recipe files that differ from another in a few lines: `python -m tools.derive_recipes`.
 
 A recipe is complete in itself, so a family of them repeats most lines. One file of each family is written by hand; the
-others are that file with another head and other lines, named in ``recipe_families.py``. After an original changed, run
-this.
+others are that file with another head and other lines, named in ``recipe_families.py`` and beside it. After an original
+changed, run this.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
-from tools.recipe_families import Derived, everything
+from tools import recipe_families, recipe_heads
+from tools.recipe_families import Derived
 
 RECIPES = Path(__file__).parent.parent / "mae_pipe" / "recipes"
+FAMILIES = (
+    recipe_families.pretraining,
+    recipe_families.finetuning,
+    recipe_heads.probing,
+    recipe_heads.scratch,
+)
 
 
 def derive(original: str, one: Derived) -> str:
@@ -39,10 +47,11 @@ def derive(original: str, one: Derived) -> str:
 
 
 def files() -> Iterator[tuple[Path, str]]:
-    """(file, what it should hold) of every derived recipe."""
-    for one in everything():
-        original = (RECIPES / one.family / f"{one.original}.toml").read_text(encoding="utf-8")
-        yield RECIPES / one.family / f"{one.name}.toml", derive(original, one)
+    """(file, what it should hold) of every derived recipe; an original may be a derived one that comes before it."""
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in RECIPES.rglob("*.toml")}
+    for one in chain.from_iterable(family() for family in FAMILIES):
+        texts[one.name] = derive(texts[one.original], one)
+        yield RECIPES / one.family / f"{one.name}.toml", texts[one.name]
 
 
 if __name__ == "__main__":
