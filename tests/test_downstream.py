@@ -141,7 +141,8 @@ def test_the_report_finds_trained_and_untrained_runs(run: Path) -> None:
 
 def test_a_stopped_finetuning_goes_on_to_the_same_model(run: Path, shards: Path) -> None:
     lively = ("saving.every_epochs=1", "saving.keep_last=9", "drop_path=0.5", "eval_every_epochs=1")
-    tuned = chosen("finetune", *lively, "labels_per_class=8", "logging.every_steps=1")
+    noisy = ("dropout=0.1", "data.erase=0.5", "mixing.mixup=0.8", "mixing.cutmix=1.0")
+    tuned = chosen("finetune", *lively, *noisy, "labels_per_class=8", "logging.every_steps=1")
     first = downstream(run, tuned, catalog=Catalog())
     out = run / "finetune-8"
     before, after = read_weights(run)[0], encoder_of(out)
