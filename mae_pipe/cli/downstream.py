@@ -58,7 +58,7 @@ def finetune(**given: Any) -> None:
     """Train the encoder of RUN with a head on labelled shards and measure it.
 
     RUN is a folder that `mae-pipe pretrain` wrote. Image size, statistics and the encoder's shape are RUN's. With
-    --from-scratch RUN may be the name or file of a pretraining recipe, as only its shape is needed; give --shards, --out.
+    --from-scratch RUN may be the name or file of a pretraining recipe, for its shape; give --shards and --out.
     """
     _run("finetune", **given)
 
