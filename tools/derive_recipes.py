@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 
-from tools import recipe_families, recipe_heads
+from tools import recipe_families, recipe_heads, recipe_small
 from tools.recipe_families import Derived
 
 RECIPES = Path(__file__).parent.parent / "mae_pipe" / "recipes"
@@ -19,7 +19,9 @@ FAMILIES = (
     recipe_families.pretraining,
     recipe_families.finetuning,
     recipe_heads.probing,
+    recipe_heads.partial,
     recipe_heads.scratch,
+    recipe_small.small,
 )
 
 
