@@ -37,7 +37,9 @@ PUBLISHED = [name for name in recipe.names() if published(name)]
 
 def test_the_papers_families_are_in_the_table() -> None:
     families = recipe.families()
-    papers = {name for family in ("pretraining", "finetuning", "probing", "partial", "scratch") for name in families[family]}
+    papers = {
+        name for family in ("pretraining", "finetuning", "probing", "partial", "scratch") for name in families[family]
+    }
     assert papers - set(PUBLISHED) == {"knn"}
     assert len(PUBLISHED) >= 41
     patterns = [pattern for part in TABLE for pattern in part["names"]]
