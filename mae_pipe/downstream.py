@@ -105,7 +105,7 @@ def downstream(
     folder, groups = Run(out, rank=here.rank), groups_of(task, recipe)
     prepare(task, recipe, groups, stream, folder)
     about = {
-        "pretrained": str(run.resolve()),
+        "pretrained": str(run.resolve()) if run.is_dir() else str(run),
         "from_scratch": from_scratch,
         "encoder_fingerprint": fingerprint,
         "main": task.head.main,
