@@ -68,7 +68,7 @@ Image size and statistics are the pretrained run's.
 Run: mae-pipe finetune RUN --recipe {name} --shards IMAGENET   (RUN: mae_vit_large_patch16_pixel)
 Expected: {result} % (paper, figure 9).
 Not theirs: bf16. The paper takes the best of 50, 100 and 200 epochs for each number of blocks, and does not say which it was."""
-        about = f"partial finetuning of ViT-L on ImageNet-1k: {what}; {result} % after 800 epochs of raw pixels"
+        about = f"finetuning of ViT-L on ImageNet-1k: {what}; {result} %"
         lines = {
             "about": f'"{about}"',
             "drop_path": f"0.1  # paper, table 9\ntune_blocks = {float(blocks)}  # paper, figure 9",
