@@ -70,7 +70,7 @@ def run_it(name: str, changes: list[str], shards: Path, folder: Path) -> None:
         assert isinstance(loaded, recipe.Downstream)
         given += ["eval_every_epochs=1.0"]
         given += ["labels_per_class=4"] if loaded.labels_per_class else []
-        given += ["head.options.hidden=8"] if "hidden" in loaded.head.options else []
+        given += ["head.options.hidden=16"] if "hidden" in loaded.head.options else []
     command = [*begin, "--shards", str(shards), "--out", str(out), *settings(given)]
     done = CliRunner().invoke(cli._group, command, catch_exceptions=False)
     assert done.exit_code == 0, done.output
