@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mae_pipe import recipe as recipes
+from mae_pipe.errors import RecipeError
 from mae_pipe.recipe import Recipe
 from mae_pipe.toml import comments_of, flat, shown, written
 
@@ -51,7 +52,9 @@ def read(name_or_path: str, changes: Iterable[str] = ()) -> Sourced:
     changes = list(changes)
     path = Path(name_or_path)
     record = path / "recipe.json" if path.is_dir() else path
-    if record.name == "recipe.json" and record.is_file() and not changes:
+    if record.name == "recipe.json" and record.is_file():
+        if changes:
+            raise RecipeError(f"{name_or_path} is a run, whose recipe is fixed; leave out --set, or name a recipe")
         chosen = recipes.parse(json.loads(record.read_text(encoding="utf-8")), str(record))
         given = flat(chosen.model_dump(mode="json"))
         return Sourced(name_or_path, chosen, {key: "the run" for key, value in given.items() if value is not None})

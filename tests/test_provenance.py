@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from mae_pipe import provenance, recipe
 from mae_pipe.cli.recipes import recipes
+from mae_pipe.errors import RecipeError
 from mae_pipe.toml import comments_of, flat
 from tools.derive_recipes import files
 
@@ -114,6 +115,8 @@ def test_what_differs_is_told_with_both_sources(tmp_path: Path) -> None:
         source = "paper, table 1f; main_pretrain.py"
         assert list(provenance.differences(a, b)) == [("mask.ratio", "0.75", "0.6", source, "the run")]
     assert run("diff", "mae_vit_base_patch16", str(tmp_path / "run")).output == "they have the same values\n"
+    with pytest.raises(RecipeError, match="is a run, whose recipe is fixed"):
+        provenance.read(str(tmp_path / "run"), ["seed=1"])
     said = rows(run("diff", "mae_vit_base_patch16", "mae_vit_large_patch16").output)
     assert {"encoder.width", "encoder.depth", "encoder.heads"} <= set(said)
     assert said["encoder.width"][1:3] == ["768", "1024"]
