@@ -126,6 +126,7 @@ Not theirs: AdamW (its decay is decoupled) where the paper says Adam; the first 
             "about": f'"{about}{"; 76.5 % (He et al. 2022)" if result else ""}"',
             "drop_path": "0.0  # ViT, table 3: dropout only",
             "dropout": "0.1  # ViT, table 3",
+            "ema": "0.0  # ViT, table 3: none",
             "label_smoothing": "0.0  # ViT, table 3: none",
             "eval_every_epochs": "10.0  # ours",
             "train_split": '"train"  # ViT, section 4.1',
