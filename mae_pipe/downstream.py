@@ -23,6 +23,7 @@ from mae_pipe.disk import write_whole
 from mae_pipe.engine import Engine
 from mae_pipe.errors import RunError
 from mae_pipe.evaluate import agree_on_buffers, evaluate
+from mae_pipe.features.recall import recall
 from mae_pipe.fitting import Plain, prepare, summary_of
 from mae_pipe.journal import Journal
 from mae_pipe.labelled import open_splits
@@ -74,6 +75,8 @@ def downstream(
     out: Path | None = None,
     from_scratch: bool = False,
     resume: str = "auto",
+    cached: bool = False,
+    views: int = 0,
     console: Console | None = None,
 ) -> Result:
     """Train ``recipe``'s head on the encoder of the pretraining run ``run``, and measure it.
@@ -84,13 +87,15 @@ def downstream(
         shards: labelled shards; default: those that ``run`` was pretrained on.
         out: run folder, made or gone on with; default: ``folder_of``.
         from_scratch: do not load the pretrained weights, for comparison.
+        cached: a probe learns from features, which are computed once and kept in ``run``.
+        views: with ``cached``, random crops of every training image; 0: its centre view.
     """
     pretrained = runs.read_recipe(run)
     if not isinstance(pretrained, Pretrain):
         raise RunError(f"{run} is a {pretrained.task} run; give the run folder that mae-pipe pretrain wrote")
     recipe = inherit(recipe, pretrained)
     shards = shards_of(shards, catalog, console) if shards else shards_of_run(runs.about(run), catalog, console)
-    out = out or folder_of(run, recipe, from_scratch=from_scratch)
+    out = out or folder_of(run, recipe, from_scratch=from_scratch, cached=cached)
     weights, fingerprint = (None, UNTRAINED) if from_scratch else read_weights(run)
 
     here = launch.join()
@@ -101,11 +106,15 @@ def downstream(
     # Before the folder is made: a plugin that is not there should leave nothing behind.
     task = Classification.from_recipe(recipe, pretrained, weights, catalog, classes=len(classes))
     folder, groups = Run(out, rank=here.rank), groups_of(task, recipe)
+    if cached:
+        known = {"run": run, "fingerprint": fingerprint, "views": views, "say": partial(_say, console, here.rank)}
+        recall(task, recipe, pretrained, stream, held_out, **known)  # type: ignore[arg-type]
     prepare(task, recipe, groups, stream, folder)
     about = {"pretrained": str(run.resolve()), "from_scratch": from_scratch, "encoder_fingerprint": fingerprint}
     about |= {"main": task.head.main, **about_data(shards, recipe.train_split, stream, here.world)}
     about |= about_plugins(catalog, shards, head=recipe.head.name)
     about |= {"left_out": task.left_out} if task.left_out else {}
+    about |= {"features": {"views": views}} if cached else {}
     checkpoint = folder.begin(recipe, about, resume=resume)
     if not groups:
         return _untrained(task, recipe, folder, stream, held_out, from_scratch=from_scratch)
@@ -232,11 +241,18 @@ def inherit(recipe: Downstream, pretrained: Pretrain) -> Downstream:
     return recipe.model_copy(update={"data": data})
 
 
-def folder_of(run: Path, recipe: Downstream, *, from_scratch: bool) -> Path:
+def folder_of(run: Path, recipe: Downstream, *, from_scratch: bool, cached: bool = False) -> Path:
     """RUN/probe, RUN/finetune-scratch, RUN/finetune-10, RUN/probe-knn, ...: runs that are compared do not collide."""
+    how = "-cached" if cached else ""
     head = "" if recipe.head.name == "linear" else f"-{recipe.head.name}"
     labels = f"-{recipe.labels_per_class}" if recipe.labels_per_class else ""
-    return run / f"{recipe.task}{head}{'-scratch' if from_scratch else ''}{labels}"
+    return run / f"{recipe.task}{head}{how}{'-scratch' if from_scratch else ''}{labels}"
+
+
+def _say(console: Console | None, rank: int, text: str) -> None:
+    """A line for people, of rank 0."""
+    if rank == 0:
+        (console or Console(stderr=True)).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def groups_of(task: Classification, recipe: Downstream) -> Groups:

@@ -44,6 +44,8 @@ def _options(task: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 @click.command()
 @_options("probe")
+@click.option("--cached", is_flag=True, help="Learn from features that are computed once and kept in RUN.")
+@click.option("--views", type=click.IntRange(min=0), default=0, metavar="K", help="Cached random crops of an image.")
 def probe(**given: Any) -> None:
     """Train a head on the frozen encoder of RUN and measure it.
 
@@ -75,6 +77,8 @@ def _run(
     resume: str,
     job: Job,
     plugins: tuple[Path, ...],
+    cached: bool = False,
+    views: int = 0,
 ) -> None:
     from mae_pipe import launch, runs
     from mae_pipe import recipe as recipes
@@ -92,7 +96,15 @@ def _run(
     from mae_pipe.downstream import downstream
 
     result = downstream(
-        run, chosen, catalog=Catalog(plugins), shards=shards, out=out, from_scratch=from_scratch, resume=resume
+        run,
+        chosen,
+        catalog=Catalog(plugins),
+        shards=shards,
+        out=out,
+        from_scratch=from_scratch,
+        resume=resume,
+        cached=cached,
+        views=views,
     )
     if launch.place().rank == 0:
         Console().print(table_of(run, result))
