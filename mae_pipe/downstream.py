@@ -8,29 +8,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from rich.console import Console
 from torch import Tensor
 
-from mae_pipe import launch, runs
 from mae_pipe.catalog import Catalog
 from mae_pipe.checkpoints import Archive
-from mae_pipe.classification import UNTRAINED, Classification, read_weights
-from mae_pipe.data.order import Share
+from mae_pipe.classification import Classification
 from mae_pipe.data.stream import Stream
-from mae_pipe.direct import shards_of, shards_of_run
 from mae_pipe.disk import write_whole
 from mae_pipe.engine import Engine
-from mae_pipe.errors import RunError
+from mae_pipe.engine.state import AVERAGE, WEIGHT
 from mae_pipe.evaluate import agree_on_buffers, evaluate
-from mae_pipe.features.recall import recall
 from mae_pipe.fitting import Plain, prepare, summary_of
 from mae_pipe.journal import Journal
-from mae_pipe.labelled import open_splits
 from mae_pipe.live import Live
+from mae_pipe.opening import folder_of, opened
 from mae_pipe.optim import Groups, Plan, layer_of, no_decay_finetuning, parameter_groups
-from mae_pipe.recipe import Data, Downstream, Pretrain
-from mae_pipe.runs import Run, about_data, about_plugins
+from mae_pipe.recipe import Downstream
+from mae_pipe.runs import Run
 from mae_pipe.stopping import stopping_at_once
 from mae_pipe.trainer import train
 from mae_pipe.watchdog import naming_a_lost_rank
@@ -38,7 +34,6 @@ from mae_pipe.weights import entry_of
 
 MODEL = "model.safetensors"
 RESULT = "result.json"
-INHERITED = ("size", "mean", "std", "centre_share")  # from the pretrained run, where the recipe is silent
 
 
 @dataclass(frozen=True)
@@ -57,6 +52,7 @@ class Result:
     from_scratch: bool
     labels_per_class: int | None
     main: str = "top1"
+    ema: float = 0.0  # decay of the average of the weights that was measured; 0: the weights themselves
 
     def to_json(self) -> dict[str, Any]:
         """Flat, as it stands in result.json."""
@@ -90,50 +86,43 @@ def downstream(
         cached: a probe learns from features, which are computed once and kept in ``run``.
         views: with ``cached``, random crops of every training image; 0: its centre view.
     """
-    pretrained = runs.read_recipe(run)
-    if not isinstance(pretrained, Pretrain):
-        raise RunError(f"{run} is a {pretrained.task} run; give the run folder that mae-pipe pretrain wrote")
-    recipe = inherit(recipe, pretrained)
-    shards = shards_of(shards, catalog, console) if shards else shards_of_run(runs.about(run), catalog, console)
-    out = out or folder_of(run, recipe, from_scratch=from_scratch, cached=cached)
-    weights, fingerprint = (None, UNTRAINED) if from_scratch else read_weights(run)
-
-    here = launch.join()
-    share = Share(here.rank, here.world, Plan.of(recipe, 1, here.world).micro_batch)
-    wanted = catalog.find("head", recipe.head.name).labels
-    classes, stream, held_out = open_splits(shards, recipe, share, catalog, wanted, begun=runs.begun_order(out))
+    begun = opened(
+        run,
+        recipe,
+        catalog=catalog,
+        shards=shards,
+        out=out or folder_of(run, recipe, from_scratch=from_scratch, cached=cached),
+        from_scratch=from_scratch,
+        console=console,
+    )
+    here, recipe, task, stream, held_out = begun.here, begun.recipe, begun.task, begun.stream, begun.held_out
+    folder, groups, about = begun.folder, groups_of(task, recipe), begun.about
     plan = Plan.of(recipe, stream.images, here.world)
-    # Before the folder is made: a plugin that is not there should leave nothing behind.
-    task = Classification.from_recipe(recipe, pretrained, weights, catalog, classes=len(classes))
-    folder, groups = Run(out, rank=here.rank), groups_of(task, recipe)
     if cached:
-        known = {"run": run, "fingerprint": fingerprint, "views": views, "say": partial(_say, console, here.rank)}
-        recall(task, recipe, pretrained, stream, held_out, **known)  # type: ignore[arg-type]
+        begun.recall(views)
+        about |= {"features": {"views": views}}
     prepare(task, recipe, groups, stream, folder)
-    about = {"pretrained": str(run.resolve()), "from_scratch": from_scratch, "encoder_fingerprint": fingerprint}
-    about |= {"main": task.head.main, **about_data(shards, recipe.train_split, stream, here.world)}
-    about |= about_plugins(catalog, shards, head=recipe.head.name)
-    about |= {"left_out": task.left_out} if task.left_out else {}
-    about |= {"features": {"views": views}} if cached else {}
     checkpoint = folder.begin(recipe, about, resume=resume)
     if not groups:
         return _untrained(task, recipe, folder, stream, held_out, from_scratch=from_scratch)
 
     # A frozen encoder is saved as it was read: inside the engine it may be rounded to bfloat16.
     untouched = {f"encoder.{n}": w.clone() for n, w in task.encoder.state_dict().items()} if task.frozen else {}
-    folder.make_room(sum(p.numel() for g in groups for p in g["params"]), keep=recipe.saving.keep_last)
-    engine = Engine(task, groups, recipe, micro_batch=plan.micro_batch)
+    trained = sum(p.numel() for g in groups for p in g["params"])
+    folder.make_room(trained, keep=recipe.saving.keep_last, averaged=recipe.ema > 0)
+    engine = Engine(task, groups, recipe, micro_batch=plan.micro_batch, average=recipe.ema)
     start = 0 if checkpoint is None else folder.restore(engine, checkpoint)
-    journal = Journal(out, active=here.rank == 0)
+    journal = Journal(folder.folder, active=here.rank == 0)
     journal.cut(start)
 
     def measure(step: int) -> dict[str, float]:
         agree_on_buffers(task.head)
-        metrics = evaluate(engine, held_out, summary_of(task.head))
+        with engine.averaged():
+            metrics = evaluate(engine, held_out, summary_of(task.head))
         journal.write("eval", step, split=recipe.eval_split, images=held_out.images, **metrics)
         return metrics
 
-    told = {"recipe": recipe, "classes": classes, "encoder": pretrained.encoder}
+    told = {"recipe": recipe, "classes": begun.classes, "encoder": begun.pretrained.encoder}
     saver = folder.saver(engine, recipe, plan, partial(publish, folder, told, untouched))
 
     def save(step: int) -> None:
@@ -175,10 +164,11 @@ def downstream(
 
 
 def publish(folder: Run, told: dict[str, Any], untouched: dict[str, Tensor], archive: Archive) -> None:
-    """``model.safetensors``, encoder and head; ``untouched`` weights as they were read."""
+    """``model.safetensors``, encoder and head: the average if one is kept; ``untouched`` weights as they were read."""
     metadata: dict[str, Any] = {"step": archive.record.step}
     metadata |= {n: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for n, v in told.items()}
-    entries = [entry for entry in archive.entries() if entry.name not in untouched]
+    kind = AVERAGE if AVERAGE in archive.kinds else WEIGHT
+    entries = [entry for entry in archive.entries(kind) if entry.name not in untouched]
     folder.save_weights(MODEL, [*entries, *map(entry_of, untouched, untouched.values())], metadata)
 
 
@@ -201,6 +191,7 @@ def _result(
         from_scratch,
         recipe.labels_per_class,
         task.head.main,
+        recipe.ema,
     )
     if folder.rank == 0:
         write_whole(folder.folder / RESULT, (json.dumps(result.to_json(), indent=1) + "\n").encode())
@@ -220,39 +211,6 @@ def _untrained(
     stream.close()
     held_out.close()
     return _result(folder, recipe, held_out, metrics, task, from_scratch=from_scratch)
-
-
-def inherit(recipe: Downstream, pretrained: Pretrain) -> Downstream:
-    """The recipe with the pretrained run's image size, statistics and centre crop, where it does not give its own."""
-    missing = {n: getattr(pretrained.data, n) for n in INHERITED if n not in recipe.data.model_fields_set}
-    try:
-        data = Data.model_validate({**recipe.data.model_dump(), **missing})
-    except ValidationError as error:
-        what = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise RunError(
-            f"the recipe's data does not go with the pretrained run's ({what}); set both, or neither"
-        ) from error
-    fits = [max(1, side // patch) * patch for side, patch in zip(data.sides, pretrained.encoder.sides, strict=True)]
-    if (*fits,) != data.sides:
-        raise RunError(
-            f"data.size {data.size} is no multiple of the pretrained encoder's patch {pretrained.encoder.patch}; "
-            f"set data.size={fits[0] if fits[0] == fits[1] else fits}"
-        )
-    return recipe.model_copy(update={"data": data})
-
-
-def folder_of(run: Path, recipe: Downstream, *, from_scratch: bool, cached: bool = False) -> Path:
-    """RUN/probe, RUN/finetune-scratch, RUN/finetune-10, RUN/probe-knn, ...: runs that are compared do not collide."""
-    how = "-cached" if cached else ""
-    head = "" if recipe.head.name == "linear" else f"-{recipe.head.name}"
-    labels = f"-{recipe.labels_per_class}" if recipe.labels_per_class else ""
-    return run / f"{recipe.task}{head}{how}{'-scratch' if from_scratch else ''}{labels}"
-
-
-def _say(console: Console | None, rank: int, text: str) -> None:
-    """A line for people, of rank 0."""
-    if rank == 0:
-        (console or Console(stderr=True)).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def groups_of(task: Classification, recipe: Downstream) -> Groups:

@@ -129,6 +129,7 @@ class Downstream(Recipe):
     drop_path: Share = 0.0
     dropout: Share = 0.0  # after the positions, and after attention and both layers of every MLP
     label_smoothing: Share = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of an average of the weights, which is measured; 0: off
     mixing: Mixing = Mixing()
     labels_per_class: Positive | None = None  # train on few labels; the seed chooses them
     train_split: str = "train"
@@ -139,6 +140,8 @@ class Downstream(Recipe):
     def _suits_the_task(self) -> Downstream:
         if self.task == "probe" and self.dropout:
             raise ValueError("dropout is for finetuning, as a probe's encoder stays as it is; leave it out")
+        if self.ema and self.engine.offload_optimizer == "nvme":
+            raise ValueError('ema is for engine.offload_optimizer "none" or "cpu"; set one of them')
         return self
 
 

@@ -126,16 +126,18 @@ class Run:
                 write_whole(old, _json(chosen.model_dump(mode="json")))
         return found
 
-    def make_room(self, parameters: int, *, keep: int) -> None:
+    def make_room(self, parameters: int, *, keep: int, averaged: bool = False) -> None:
         """Refuse to begin what the disk cannot hold: better now than at the first checkpoint.
 
         AdamW's state and the float32 weights take 14 bytes a parameter in each of ``keep`` checkpoints
-        and the one being written; the plain weights beside them 8. All ranks call it.
+        and the one being written, an average of the weights 4 more; the plain weights beside them 8.
+        All ranks call it.
         """
+        each = 18 if averaged else 14
 
         def compare() -> None:
             held = sum(path.stat().st_size for path in self.folder.rglob("*") if path.suffix in (".pt", ".safetensors"))
-            needed = parameters * (14 * (keep + 1) + 8) - held
+            needed = parameters * (each * (keep + 1) + 8) - held
             free = shutil.disk_usage(self.folder).free
             if free < needed:
                 raise DiskError(

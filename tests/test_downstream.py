@@ -26,9 +26,10 @@ from mae_pipe.cli.downstream import finetune as finetune_command
 from mae_pipe.cli.downstream import probe as probe_command
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import open_stream
-from mae_pipe.downstream import Result, downstream, folder_of, groups_of, inherit
+from mae_pipe.downstream import Result, downstream, groups_of
 from mae_pipe.errors import DataError, DiskError, PluginError, RunError
 from mae_pipe.labelled import few
+from mae_pipe.opening import folder_of, inherit
 from mae_pipe.sharding import build
 from mae_pipe.tasks import Pretraining
 
@@ -141,7 +142,8 @@ def test_the_report_finds_trained_and_untrained_runs(run: Path) -> None:
 
 def test_a_stopped_finetuning_goes_on_to_the_same_model(run: Path, shards: Path) -> None:
     lively = ("saving.every_epochs=1", "saving.keep_last=9", "drop_path=0.5", "eval_every_epochs=1")
-    tuned = chosen("finetune", *lively, "labels_per_class=8", "logging.every_steps=1")
+    noisy = ("dropout=0.1", "data.erase=0.5", "mixing.mixup=0.8", "mixing.cutmix=1.0")
+    tuned = chosen("finetune", *lively, *noisy, "labels_per_class=8", "logging.every_steps=1")
     first = downstream(run, tuned, catalog=Catalog())
     out = run / "finetune-8"
     before, after = read_weights(run)[0], encoder_of(out)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from mae_pipe import launch
 from mae_pipe.catalog import Catalog
 from mae_pipe.data.arrange import as_recorded
-from mae_pipe.data.manifest import Labels, Manifest
+from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.order import Share
 from mae_pipe.data.shelf import Shelf
 from mae_pipe.data.stream import Stream
@@ -107,7 +108,7 @@ def described(
     """A split's images as the encoder will see them, and what their features are then of."""
     if views and data.repeats > 1:
         raise RecipeError(f"data.repeats {data.repeats} shows an image several times in a row; set data.repeats=1")
-    labelling: Labels = "multi" if shelf.manifest.labelling == "multi" else "class"
+    labelling: Literal["class", "multi"] = "multi" if shelf.manifest.labelling == "multi" else "class"
     share = Share(micro_batch=BATCH)
     stream = Stream(shelf, data, seed=seed, share=share, training=views > 0, labels=labelling)
     number = shape.class_tokens + view_patches(data, shape) if kind == "tokens" else 1

@@ -106,11 +106,12 @@ def extract(
         return left
     try:
         done = 0
-        with closing(_shards(left[here.rank :: here.world], identity, stream, tokens_of, class_tokens, device)) as made:
-            for number, features in made:
-                _write(folder, identity, stream, number, features)
-                done += here.world
-                progress(min(done, len(left)) * identity.per_shard, len(left) * identity.per_shard)
+        for number, features in _shards(
+            left[here.rank :: here.world], identity, stream, tokens_of, class_tokens, device
+        ):
+            _write(folder, identity, stream, number, features)
+            done += here.world
+            progress(min(count, min(done, len(left)) * identity.per_shard), min(count, len(left) * identity.per_shard))
         launch.meet()
         return run.on_rank_0(lambda: _finish(folder, identity, count, stream))
     finally:

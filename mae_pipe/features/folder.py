@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +18,8 @@ from torch import Tensor
 from mae_pipe.errors import RunError
 from mae_pipe.features.identity import Identity, Manifest, Shard
 
-TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "I64": np.dtype("<i8"), "U8": np.dtype("u1")}
-Columns = dict[str, NDArray]  # type: ignore[type-arg]
+TYPES: dict[str, Any] = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "U8": "u1"}
+Columns = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,9 @@ def mapped(path: Path) -> Columns:
     return {name: _column(path, 8 + length, about) for name, about in header.items()}
 
 
-def _column(path: Path, start: int, about: dict) -> NDArray:  # type: ignore[type-arg]
-    shape, dtype = tuple(about["shape"]), TYPES[about["dtype"]]
+def _column(path: Path, start: int, about: dict[str, Any]) -> NDArray[Any]:
+    shape, dtype = tuple(about["shape"]), np.dtype(TYPES[about["dtype"]])
     if 0 in shape:
         return np.zeros(shape, dtype)
-    return np.memmap(path, dtype, "r", start + about["data_offsets"][0], shape)
+    found: NDArray[Any] = np.memmap(path, dtype, "r", start + about["data_offsets"][0], shape)
+    return found
