@@ -91,7 +91,7 @@ def downstream(
         recipe,
         catalog=catalog,
         shards=shards,
-        out=out or folder_of(run, recipe, from_scratch=from_scratch, cached=cached),
+        out=out or folder_of(run, recipe, from_scratch=from_scratch, how="cached" if cached else ""),
         from_scratch=from_scratch,
         console=console,
     )
@@ -100,7 +100,7 @@ def downstream(
     plan = Plan.of(recipe, stream.images, here.world)
     if cached:
         begun.recall(views)
-        about |= {"features": {"views": views}}
+        about |= {"how": "cached", "features": {"views": views}}
     prepare(task, recipe, groups, stream, folder)
     checkpoint = folder.begin(recipe, about, resume=resume)
     if not groups:

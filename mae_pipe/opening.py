@@ -128,9 +128,9 @@ def inherit(recipe: Downstream, pretrained: Pretrain) -> Downstream:
     return recipe.model_copy(update={"data": data})
 
 
-def folder_of(run: Path, recipe: Downstream, *, from_scratch: bool, cached: bool = False) -> Path:
-    """RUN/probe, RUN/finetune-scratch, RUN/finetune-10, RUN/probe-knn, ...: runs that are compared do not collide."""
-    how = "-cached" if cached else ""
+def folder_of(run: Path, recipe: Downstream, *, from_scratch: bool, how: str = "") -> Path:
+    """RUN/probe, RUN/finetune-scratch, RUN/probe-knn, RUN/probe-sweep, ...: runs that are compared do not collide."""
+    way = f"-{how}" if how else ""
     head = "" if recipe.head.name == "linear" else f"-{recipe.head.name}"
     labels = f"-{recipe.labels_per_class}" if recipe.labels_per_class else ""
-    return run / f"{recipe.task}{head}{how}{'-scratch' if from_scratch else ''}{labels}"
+    return run / f"{recipe.task}{head}{way}{'-scratch' if from_scratch else ''}{labels}"

@@ -28,12 +28,14 @@ class Result:
     labels_per_class: int | None
     curve: tuple[tuple[int, float], ...]  # (step, score)
     head: str = "linear"
+    how: str = ""  # on features: "cached", "sweep", "logistic"
 
     @property
     def name(self) -> str:
         """For a person."""
         if self.task == "probe":
-            return f"{self.head} probe, {'pretrained' if self.pretrained else 'untrained'}"
+            how = {"": "", "cached": ", on features", "sweep": ", best rate"}.get(self.how, f", {self.how}")
+            return f"{self.head} probe{how}, {'pretrained' if self.pretrained else 'untrained'}"
         what = "finetuned" if self.head == "linear" else f"finetuned, {self.head}"
         return f"{what}, {'pretrained' if self.pretrained else 'from scratch'}"
 
@@ -96,6 +98,7 @@ def results(run: Path) -> list[Result]:
                 labels_per_class=recipe.get("labels_per_class"),
                 curve=tuple((int(row["step"]), float(row[main])) for row in rows),
                 head=str(recipe.get("head", {}).get("name", "linear")),
+                how=str(about.get("how", "")),
             )
         )
     return sorted(found, key=lambda result: (result.task != "probe", result.pretrained, result.folder))
@@ -132,7 +135,8 @@ def _pairs(found: Sequence[Result]) -> list[tuple[Result, Result]]:
         (one, other)
         for one in found
         for other in found
-        if (one.task, one.head, one.labels_per_class) == (other.task, other.head, other.labels_per_class)
+        if (one.task, one.head, one.how, one.labels_per_class)
+        == (other.task, other.head, other.how, other.labels_per_class)
         and other.pretrained
         and not one.pretrained
     ]
