@@ -104,7 +104,7 @@ def _run(
     if cached.how == "sweep":
         from mae_pipe.features.sweep import sweep
 
-        chosen_by = {"rates": cached.rates, "decays": cached.decays, "aside": cached.aside}
+        chosen_by: dict[str, Any] = {"rates": cached.rates, "decays": cached.decays, "aside": cached.aside}
         result = shown = sweep(run, chosen, **chosen_by, views=cached.views, **common)
     elif cached.how == "logistic":
         from mae_pipe.features.regression import regression
@@ -113,7 +113,7 @@ def _run(
     else:
         from mae_pipe.downstream import downstream
 
-        on_features = {"cached": cached.how == "cached", "views": cached.views}
+        on_features: dict[str, Any] = {"cached": cached.how == "cached", "views": cached.views}
         result = downstream(run, chosen, resume=resume, **on_features, **common)
     if launch.place().rank == 0:
         if shown is not None:

@@ -171,7 +171,7 @@ def measure(heads: Heads, head: Head, split: Split, rows: Tensor | None = None) 
     """Of each of the heads "loss" and the metrics of ``head``: means over all images, or some rows."""
     rows = torch.arange(len(split.labels)) if rows is None else rows
     sums: list[dict[str, float]] = [{} for _ in range(len(heads.weights))]
-    for some in rows.to(split.labels.device).split(AT_ONCE):
+    for some in torch.split(rows.to(split.labels.device), AT_ONCE):
         labels = split.labels[some]
         scores = heads.scores(heads.normed(split.at(some, torch.zeros_like(some)), training=False))
         for number, total in enumerate(sums):

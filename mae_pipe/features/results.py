@@ -7,13 +7,20 @@ import shutil
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from mae_pipe.disk import write_whole, writing
 from mae_pipe.downstream import MODEL, RESULT, Result
 from mae_pipe.errors import RecipeError, RunError
+from mae_pipe.features.folder import Features
+from mae_pipe.features.heads import Split
 from mae_pipe.journal import Journal
 from mae_pipe.opening import Opened
 from mae_pipe.outcome import read_object
 from mae_pipe.recipe import Downstream
+from mae_pipe.seeding import key, permutation
 from mae_pipe.weights import entry_of
 
 
@@ -74,3 +81,16 @@ def alone(begun: Opened, how: str) -> None:
             f"--{how} is for one process; several may compute the features before: mae-pipe embed {begun.run} SHARDS "
             f"--pool {pool} --nproc {begun.here.world}"
         )
+
+
+def on_device(device: torch.device, features: Features) -> Split:
+    """All of a split in memory."""
+    return Split(features.whole().to(device), features.labels.to(device))
+
+
+def parted(rows: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], torch.Tensor]:
+    """The rows to train on, and a share of them, drawn by the seed, to choose on."""
+    order, cut = permutation(key(seed, "aside"), len(rows)), round(share * len(rows))
+    if not 0 < cut < len(rows):
+        raise RecipeError(f"--held-out {share:g} of {len(rows)} images leaves none to choose on, or none to train on")
+    return np.sort(rows[order[cut:]]), torch.from_numpy(np.sort(rows[order[:cut]]))

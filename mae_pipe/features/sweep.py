@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -14,15 +13,13 @@ from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream
 from mae_pipe.errors import RecipeError
 from mae_pipe.features import heads
-from mae_pipe.features.folder import Features
 from mae_pipe.features.heads import Heads, Setting, Split
-from mae_pipe.features.results import Probed, alone, keep
+from mae_pipe.features.results import Probed, alone, keep, on_device, parted
 from mae_pipe.fitting import Plain
 from mae_pipe.live import Live
 from mae_pipe.opening import Opened, folder_of, opened
 from mae_pipe.optim import Plan
 from mae_pipe.recipe import Downstream
-from mae_pipe.seeding import key, permutation
 from mae_pipe.stopping import stopping_at_once
 from mae_pipe.watchdog import naming_a_lost_rank
 from mae_pipe.wording import counted
@@ -63,13 +60,13 @@ def sweep(
     heads.parts_of(head)
     rates = rates or tuple(float(f"{recipe.optimizer.base_lr * 10 ** (n / 4):.3g}") for n in STEPS)
     settings = [Setting(lr, decay) for decay in decays or (recipe.optimizer.weight_decay,) for lr in rates]
-    train, held_out = (_on(Plain(begun.task).device, features) for features in begun.recall(views))
+    train, held_out = (on_device(Plain(begun.task).device, features) for features in begun.recall(views))
     heads.check(head.cpu(), held_out.features[:64].cpu(), held_out.labels[:64].cpu())
 
     rows = begun.stream.rows if begun.stream.rows is not None else np.arange(len(train.labels))
     judge, judges = held_out, None
     if aside:
-        judge, (rows, judges) = train, _parted(rows, aside, recipe.seed)
+        judge, (rows, judges) = train, parted(rows, aside, recipe.seed)
     trained = _trained(begun, settings, train, rows)
     measured = heads.measure(trained, head, judge, judges)
     best = _best(measured, settings, head.main, recipe)
@@ -98,19 +95,6 @@ def sweep(
     )
     keep(begun, recipe, result, Plan.of(recipe, begun.stream.images, 1).steps)
     return result
-
-
-def _on(device: torch.device, features: Features) -> Split:
-    """All of a split in memory."""
-    return Split(features.whole().to(device), features.labels.to(device))
-
-
-def _parted(rows: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], torch.Tensor]:
-    """The rows to train on, and a share of them, drawn by the seed, to choose on."""
-    order, cut = permutation(key(seed, "aside"), len(rows)), round(share * len(rows))
-    if not 0 < cut < len(rows):
-        raise RecipeError(f"--held-out {share:g} of {len(rows)} images leaves none to choose on, or none to train on")
-    return np.sort(rows[order[cut:]]), torch.from_numpy(np.sort(rows[order[:cut]]))
 
 
 def _trained(begun: Opened, settings: list[Setting], split: Split, rows: NDArray[np.int64] | None) -> Heads:
