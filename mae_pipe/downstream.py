@@ -106,8 +106,9 @@ def downstream(
     if not groups:
         return _untrained(task, recipe, folder, stream, held_out, from_scratch=from_scratch)
 
-    # A frozen encoder is saved as it was read: inside the engine it may be rounded to bfloat16.
-    untouched = {f"encoder.{n}": w.clone() for n, w in task.encoder.state_dict().items()} if task.frozen else {}
+    # What is frozen is saved as it was read: inside the engine it may be rounded to bfloat16.
+    tuned = {name for name, parameter in task.encoder.named_parameters() if parameter.requires_grad}
+    untouched = {f"encoder.{n}": w.clone() for n, w in task.encoder.state_dict().items() if n not in tuned}
     trained = sum(p.numel() for g in groups for p in g["params"])
     folder.make_room(trained, keep=recipe.saving.keep_last, averaged=recipe.ema > 0)
     engine = Engine(task, groups, recipe, micro_batch=plan.micro_batch, average=recipe.ema)

@@ -28,6 +28,7 @@ class Result:
     labels_per_class: int | None
     curve: tuple[tuple[int, float], ...]  # (step, score)
     head: str = "linear"
+    blocks: float | None = None  # of a partial finetuning: the last that train
     how: str = ""  # on features: "cached", "sweep", "logistic"
 
     @property
@@ -37,6 +38,7 @@ class Result:
             how = {"": "", "cached": ", on features", "sweep": ", best rate"}.get(self.how, f", {self.how}")
             return f"{self.head} probe{how}, {'pretrained' if self.pretrained else 'untrained'}"
         what = "finetuned" if self.head == "linear" else f"finetuned, {self.head}"
+        what += "" if self.blocks is None else f", last {self.blocks:g} block{'s' if self.blocks > 1 else ''}"
         return f"{what}, {'pretrained' if self.pretrained else 'from scratch'}"
 
     @property
@@ -98,6 +100,7 @@ def results(run: Path) -> list[Result]:
                 labels_per_class=recipe.get("labels_per_class"),
                 curve=tuple((int(row["step"]), float(row[main])) for row in rows),
                 head=str(recipe.get("head", {}).get("name", "linear")),
+                blocks=recipe.get("tune_blocks"),
                 how=str(about.get("how", "")),
             )
         )
@@ -131,14 +134,15 @@ def verdict(found: Sequence[Result], train: Sequence[Row] = ()) -> str:
 
 def _pairs(found: Sequence[Result]) -> list[tuple[Result, Result]]:
     """Without and with pretraining, of the same task on as many labels."""
+
+    def what(result: Result) -> tuple[object, ...]:
+        return result.task, result.head, result.how, result.blocks, result.labels_per_class
+
     return [
         (one, other)
         for one in found
         for other in found
-        if (one.task, one.head, one.how, one.labels_per_class)
-        == (other.task, other.head, other.how, other.labels_per_class)
-        and other.pretrained
-        and not one.pretrained
+        if what(one) == what(other) and other.pretrained and not one.pretrained
     ]
 
 

@@ -129,6 +129,9 @@ class Downstream(Recipe):
     drop_path: Share = 0.0
     dropout: Share = 0.0  # after the positions, and after attention and both layers of every MLP
     label_smoothing: Share = 0.0
+    tune_blocks: Annotated[float, Field(ge=0)] | None = (
+        None  # finetuning: only so many last blocks; 0.5: an MLP; or all
+    )
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of an average of the weights, which is measured; 0: off
     mixing: Mixing = Mixing()
     labels_per_class: Positive | None = None  # train on few labels; the seed chooses them
@@ -140,6 +143,12 @@ class Downstream(Recipe):
     def _suits_the_task(self) -> Downstream:
         if self.task == "probe" and self.dropout:
             raise ValueError("dropout is for finetuning, as a probe's encoder stays as it is; leave it out")
+        if self.tune_blocks is not None and self.task == "probe":
+            raise ValueError("tune_blocks is for finetuning, as a probe trains no block; leave it out")
+        if self.tune_blocks is not None and self.tune_blocks != 0.5 and self.tune_blocks % 1:
+            raise ValueError(
+                f"tune_blocks is 0.5 (the MLP of the last block) or a whole number of blocks, not {self.tune_blocks}"
+            )
         if self.ema and self.engine.offload_optimizer == "nvme":
             raise ValueError('ema is for engine.offload_optimizer "none" or "cpu"; set one of them')
         return self

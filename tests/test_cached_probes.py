@@ -34,7 +34,7 @@ run, shards = small.run, small.shards  # fixtures
 PLAIN = ("data.crop=centre", "data.flip=0.0", "eval_every_epochs=100", "schedule.epochs=5")
 BATCHNORM = "head.options={ pool = 'mean', batch_norm = true }"
 RULES = {
-    "lars": ("optimizer.name=lars", "optimizer.base_lr=900.0", "optimizer.weight_decay=0.01"),
+    "lars": ("optimizer.name=lars", "optimizer.base_lr=200.0", "optimizer.weight_decay=0.01"),
     "sgd": ("optimizer.name=sgd", "optimizer.base_lr=4.0", "optimizer.weight_decay=0.001"),
     "adamw": ("optimizer.base_lr=0.2", "optimizer.weight_decay=0.1", "optimizer.clip=0.05", "label_smoothing=0.1"),
 }
@@ -57,7 +57,7 @@ def test_on_the_same_views_images_features_and_the_sweep_give_the_same_head(name
     assert tried[rate] == pytest.approx(online.metrics, abs=1e-4)
     assert abs(tried[rate / 50]["loss"] - tried[rate]["loss"]) > 1e-3  # a rate matters
     again = sweep(run, settings, catalog=Catalog(), rates=(rate,))  # replaces the result of before
-    assert again.metrics == pytest.approx(tried[rate], abs=1e-6)
+    assert again.metrics == pytest.approx(tried[rate], abs=1e-5)
     before = head_of(run / "probe")
     for folder in ("probe-cached", "probe-sweep"):
         after = head_of(run / folder)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -214,7 +215,7 @@ def test_a_damaged_file_is_named_and_not_used(run: Path, shards: Path) -> None:
 
 
 def test_what_does_not_fit_is_a_sentence(run: Path, shards: Path, tmp_path: Path) -> None:
-    given = {"catalog": Catalog(), "splits": ("val",)}
+    given: dict[str, Any] = {"catalog": Catalog(), "splits": ("val",)}
     with pytest.raises(RecipeError, match="no multiple of the encoder's patch 4"):
         embed(run, shards, size=18, **given)
     with pytest.raises(RecipeError, match="one vector an image"):
@@ -255,3 +256,36 @@ def test_the_encoder_of_a_finetuned_run_gives_its_own_features(run: Path, shards
     folders = [next(iter(embed(folder, shards, catalog=Catalog(), splits=("val",)))) for folder in (run, tuned)]
     before, after = (Features.open(folder).whole() for folder in folders)
     assert torch.allclose(after, before + 1.5, atol=1e-5)
+
+
+def test_the_commands_of_the_page_run_as_they_stand(run: Path, shards: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "features.md").read_text()
+    lines = [line.split("#")[0].split() for line in page.splitlines() if line.startswith("mae-pipe ")]
+    assert len(lines) >= 13
+    places = {
+        "RUN": run,
+        "SHARDS": shards,
+        "IMAGES": shards.parent / "images",
+        "OUT": tmp_path / "o",
+        "OUT1": tmp_path / "p",
+    }
+    quick = (
+        "data.global_batch=6",
+        "data.micro_batch=3",
+        "data.workers=0",
+        "engine.precision=fp32",
+        "schedule.epochs=1",
+    )
+    for _, *line in lines:
+        given = [str(places.get(word, word)) for word in line]
+        if line[0] == "probe":
+            given += [word for change in (*quick, "schedule.warmup_epochs=0") for word in ("--set", change)]
+            given += [] if "--recipe" in line else ["--recipe", "probe_digits"]
+        if "--nproc" not in line:  # that starts processes, and is another test
+            began = time.time()
+            shown = CliRunner().invoke(cli._group, given)
+            print(line, time.time() - began)
+            assert shown.exit_code == 0, (given, shown.output, shown.exception)
+    assert {path.name for path in run.glob("probe*")} == {
+        "probe-cached", "probe-knn-cached", "probe-attentive-cached", "probe-sweep", "probe-logistic",
+    }  # fmt: skip
