@@ -38,6 +38,9 @@ UNUSED = ("norm.weight", "norm.bias")  # of an encoder whose final norm a head d
 class Classification(nn.Module):
     """A head on the tokens of whole images.
 
+    Attributes:
+        recalled: batches hold tokens in place of pixels: what the frozen encoder said of the images before.
+
     Args:
         tuned: how many of the encoder's last blocks train (``partial.py``); the rest stays as it is, in evaluation
             mode and without gradients. 0: a probe.
@@ -73,6 +76,7 @@ class Classification(nn.Module):
             raise RecipeError(f"label_smoothing {label_smoothing} is for one class an image; set label_smoothing=0")
         if mixing.on and head.labels != "class":
             raise RecipeError("mixing is for one class an image; set mixing.mixup=0 and mixing.cutmix=0")
+        self.recalled = False
         self._trained = freeze_below(encoder, tuned)
         self.left_out: list[str] = []  # given weights that are not used, on purpose
         self.train()
@@ -148,7 +152,7 @@ class Classification(nn.Module):
 
         Both go through here because ZeRO 3 gathers weights when the root module is called.
         """
-        images, labels = normalise(batch.pixels, self.mean, self.std), batch.labels
+        images, labels = self._images(batch), batch.labels
         if mode == "loss":
             images, labels = self._varied(images, batch)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
@@ -169,12 +173,18 @@ class Classification(nn.Module):
 
     def features(self, batch: Batch) -> Tensor:
         """What the head is given: [B, T + N, D] tokens."""
-        return self.tokens_of(normalise(batch.pixels, self.mean, self.std))
+        return self.tokens_of(self._images(batch))
 
     def tokens_of(self, images: Tensor) -> Tensor:
         """[B, C, H, W] normalised images -> [B, T + N, D]."""
+        if self.recalled:
+            return images.to(self.encoder.patch_embed.proj.weight.dtype)
         tokens: Tensor = self.encoder(images)
         return tokens
+
+    def _images(self, batch: Batch) -> Tensor:
+        """[B, C, H, W] normalised; or tokens."""
+        return batch.pixels if self.recalled else normalise(batch.pixels, self.mean, self.std)
 
     def _varied(self, images: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the loss is of: in training erased and mixed images; classes as they are, or shares of them."""

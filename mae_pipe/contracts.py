@@ -173,12 +173,15 @@ class Head(nn.Module, ABC):
         main: the metric that people look at first; higher is better.
         normed: whether it wants tokens after the encoder's final norm, which else is left out of the model. A head
             that norms what it pools sets it to False in ``__init__``.
+        pool: of which tokens it looks at the mean only, class tokens or patch tokens, so that one vector an image may
+            stand for all of them (``--cached``); None: it looks at all. A head that pools sets it in ``__init__``.
     """
 
     labels: ClassVar[Literal["class", "multi", "map"]] = "class"
     fits: ClassVar[bool] = False
     main: ClassVar[str] = "top1"
     normed: bool = True
+    pool: Literal["token", "mean"] | None = None
 
     def fit(self, features: Iterator[tuple[Tensor, Tensor]]) -> None:
         """Learn from (tokens, labels) of all training images, once, before any training. Every rank sees all."""

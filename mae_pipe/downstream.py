@@ -8,17 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from rich.console import Console
 from torch import Tensor
 
-from mae_pipe import launch, runs
 from mae_pipe.catalog import Catalog
 from mae_pipe.checkpoints import Archive
-from mae_pipe.classification import UNTRAINED, Classification, read_weights
-from mae_pipe.data.order import Share
+from mae_pipe.classification import Classification
 from mae_pipe.data.stream import Stream
-from mae_pipe.direct import shards_of, shards_of_run
 from mae_pipe.disk import write_whole
 from mae_pipe.engine import Engine
 from mae_pipe.engine.state import AVERAGE, WEIGHT
@@ -26,11 +23,11 @@ from mae_pipe.errors import RunError
 from mae_pipe.evaluate import agree_on_buffers, evaluate
 from mae_pipe.fitting import Plain, prepare, summary_of
 from mae_pipe.journal import Journal
-from mae_pipe.labelled import open_splits
 from mae_pipe.live import Live
+from mae_pipe.opening import folder_of, opened
 from mae_pipe.optim import Groups, Plan, layer_of, no_decay_finetuning, parameter_groups
-from mae_pipe.recipe import INHERITED, Data, Downstream, Pretrain
-from mae_pipe.runs import Run, about_data, about_plugins
+from mae_pipe.recipe import Downstream
+from mae_pipe.runs import Run
 from mae_pipe.stopping import stopping_at_once
 from mae_pipe.trainer import train
 from mae_pipe.watchdog import naming_a_lost_rank
@@ -75,6 +72,8 @@ def downstream(
     out: Path | None = None,
     from_scratch: bool = False,
     resume: str = "auto",
+    cached: bool = False,
+    views: int = 0,
     console: Console | None = None,
 ) -> Result:
     """Train ``recipe``'s head on the encoder of the pretraining run ``run``, and measure it.
@@ -86,33 +85,27 @@ def downstream(
         shards: labelled shards; default: those that ``run`` was pretrained on.
         out: run folder, made or gone on with; default: ``folder_of``.
         from_scratch: do not load the pretrained weights, for comparison.
+        cached: a probe learns from features, which are computed once and kept in ``run``.
+        views: with ``cached``, random crops of every training image; 0: its centre view.
     """
-    pretrained = runs.pretraining_of(run, from_scratch=from_scratch)
-    if not run.is_dir() and not (shards and out):
+    if not run.is_dir() and from_scratch and not (shards and out):
         raise RunError(f"{run} is a recipe, which has no shards and no folder; give --shards and --out")
-    recipe = inherit(recipe, pretrained)
-    shards = shards_of(shards, catalog, console) if shards else shards_of_run(runs.about(run), catalog, console)
-    out = out or folder_of(run, recipe, from_scratch=from_scratch)
-    weights, fingerprint = (None, UNTRAINED) if from_scratch else read_weights(run)
-
-    here = launch.join()
-    share = Share(here.rank, here.world, Plan.of(recipe, 1, here.world).micro_batch)
-    wanted = catalog.find("head", recipe.head.name).labels
-    classes, stream, held_out = open_splits(shards, recipe, share, catalog, wanted, begun=runs.begun_order(out))
+    begun = opened(
+        run,
+        recipe,
+        catalog=catalog,
+        shards=shards,
+        out=out or folder_of(run, recipe, from_scratch=from_scratch, how="cached" if cached else ""),
+        from_scratch=from_scratch,
+        console=console,
+    )
+    here, recipe, task, stream, held_out = begun.here, begun.recipe, begun.task, begun.stream, begun.held_out
+    folder, groups, about = begun.folder, groups_of(task, recipe), begun.about
     plan = Plan.of(recipe, stream.images, here.world)
-    # Before the folder is made: a plugin that is not there should leave nothing behind.
-    task = Classification.from_recipe(recipe, pretrained, weights, catalog, classes=len(classes))
-    folder, groups = Run(out, rank=here.rank), groups_of(task, recipe)
+    if cached:
+        begun.recall(views)
+        about |= {"how": "cached", "features": {"views": views}}
     prepare(task, recipe, groups, stream, folder)
-    about = {
-        "pretrained": str(run.resolve()) if run.is_dir() else str(run),
-        "from_scratch": from_scratch,
-        "encoder_fingerprint": fingerprint,
-        "main": task.head.main,
-        **about_data(shards, recipe.train_split, stream, here.world),
-        **about_plugins(catalog, shards, head=recipe.head.name),
-        **({"left_out": task.left_out} if task.left_out else {}),
-    }
     checkpoint = folder.begin(recipe, about, resume=resume)
     if not groups:
         return _untrained(task, recipe, folder, stream, held_out, from_scratch=from_scratch)
@@ -124,7 +117,7 @@ def downstream(
     folder.make_room(trained, keep=recipe.saving.keep_last, averaged=recipe.ema > 0)
     engine = Engine(task, groups, recipe, micro_batch=plan.micro_batch, average=recipe.ema)
     start = 0 if checkpoint is None else folder.restore(engine, checkpoint)
-    journal = Journal(out, active=here.rank == 0)
+    journal = Journal(folder.folder, active=here.rank == 0)
     journal.cut(start)
 
     def measure(step: int) -> dict[str, float]:
@@ -134,7 +127,7 @@ def downstream(
         journal.write("eval", step, split=recipe.eval_split, images=held_out.images, **metrics)
         return metrics
 
-    told = {"recipe": recipe, "classes": classes, "encoder": pretrained.encoder}
+    told = {"recipe": recipe, "classes": begun.classes, "encoder": begun.pretrained.encoder}
     saver = folder.saver(engine, recipe, plan, partial(publish, folder, told, untouched))
 
     def save(step: int) -> None:
@@ -223,33 +216,6 @@ def _untrained(
     stream.close()
     held_out.close()
     return _result(folder, recipe, held_out, metrics, task, from_scratch=from_scratch)
-
-
-def inherit(recipe: Downstream, pretrained: Pretrain) -> Downstream:
-    """The recipe with the pretrained run's image size, statistics and centre crop, where it does not give its own."""
-    missing = {n: getattr(pretrained.data, n) for n in INHERITED if n not in recipe.data.model_fields_set}
-    try:
-        data = Data.model_validate({**recipe.data.model_dump(), **missing})
-    except ValidationError as error:
-        what = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise RunError(
-            f"the recipe's data does not go with the pretrained run's ({what}); set both, or neither"
-        ) from error
-    fits = [max(1, side // patch) * patch for side, patch in zip(data.sides, pretrained.encoder.sides, strict=True)]
-    if (*fits,) != data.sides:
-        raise RunError(
-            f"data.size {data.size} is no multiple of the pretrained encoder's patch {pretrained.encoder.patch}; "
-            f"set data.size={fits[0] if fits[0] == fits[1] else fits}"
-        )
-    return recipe.model_copy(update={"data": data})
-
-
-def folder_of(run: Path, recipe: Downstream, *, from_scratch: bool) -> Path:
-    """RUN/probe, RUN/finetune-scratch, RUN/finetune-10, RUN/probe-knn, ...: runs that are compared do not collide."""
-    head = "" if recipe.head.name == "linear" else f"-{recipe.head.name}"
-    labels = f"-{recipe.labels_per_class}" if recipe.labels_per_class else ""
-    blocks = "" if recipe.tune_blocks is None else f"-blocks{recipe.tune_blocks:g}"
-    return run / f"{recipe.task}{head}{blocks}{'-scratch' if from_scratch else ''}{labels}"
 
 
 def groups_of(task: Classification, recipe: Downstream) -> Groups:

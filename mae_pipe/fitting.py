@@ -76,6 +76,7 @@ def fit(task: Classification, stream: Stream, device: torch.device) -> None:
     whole = Stream(
         stream.shelf, stream.data, seed=0, share=stream.share, training=False, rows=stream.rows, labels=stream.labels
     )
+    whole.instead = stream.instead
     state = task.training
     task.eval()
     with torch.no_grad(), closing(whole.once()) as batches:  # type: ignore[type-var]

@@ -68,7 +68,11 @@ class Live:
             f"epoch {epoch:.2f}  loss {loss:.4f}  lr {lr:.2e}  {images_per_second:,.0f} images/s  "
             f"data wait {wait_share:.0%}  ETA {_clock(left)}"
         )
-        numbers += self._measured
+        self.tell(step, numbers + self._measured)
+
+    def tell(self, step: int, numbers: str) -> None:
+        """How far it is, and what else there is to say."""
+        elapsed = time.monotonic() - self._began
         if self._moving:
             self._progress.update(self._task, completed=step, numbers=numbers)
         elif self.active and (elapsed - self._said >= PLAIN_SECONDS or step >= self.steps):

@@ -29,12 +29,14 @@ class Result:
     curve: tuple[tuple[int, float], ...]  # (step, score)
     head: str = "linear"
     blocks: float | None = None  # of a partial finetuning: the last that train
+    how: str = ""  # on features: "cached", "sweep", "logistic"
 
     @property
     def name(self) -> str:
         """For a person."""
         if self.task == "probe":
-            return f"{self.head} probe, {'pretrained' if self.pretrained else 'untrained'}"
+            how = {"": "", "cached": ", on features", "sweep": ", best rate"}.get(self.how, f", {self.how}")
+            return f"{self.head} probe{how}, {'pretrained' if self.pretrained else 'untrained'}"
         what = "finetuned" if self.head == "linear" else f"finetuned, {self.head}"
         what += "" if self.blocks is None else f", last {self.blocks:g} block{'s' if self.blocks > 1 else ''}"
         return f"{what}, {'pretrained' if self.pretrained else 'from scratch'}"
@@ -99,6 +101,7 @@ def results(run: Path) -> list[Result]:
                 curve=tuple((int(row["step"]), float(row[main])) for row in rows),
                 head=str(recipe.get("head", {}).get("name", "linear")),
                 blocks=recipe.get("tune_blocks"),
+                how=str(about.get("how", "")),
             )
         )
     return sorted(found, key=lambda result: (result.task != "probe", result.pretrained, result.folder))
@@ -133,7 +136,7 @@ def _pairs(found: Sequence[Result]) -> list[tuple[Result, Result]]:
     """Without and with pretraining, of the same task on as many labels."""
 
     def what(result: Result) -> tuple[object, ...]:
-        return result.task, result.head, result.blocks, result.labels_per_class
+        return result.task, result.head, result.how, result.blocks, result.labels_per_class
 
     return [
         (one, other)

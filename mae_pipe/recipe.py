@@ -66,12 +66,7 @@ __all__ = [
     "text_of",
 ]
 
-INHERITED = (
-    "size",
-    "mean",
-    "std",
-    "centre_share",
-)  # of [data]: from the pretrained run, where a head's recipe is silent
+INHERITED = ("size", "mean", "std", "centre_share")  # of [data]: the pretrained run's, where a head's recipe is silent
 
 
 class Recipe(Table):

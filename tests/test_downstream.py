@@ -26,9 +26,10 @@ from mae_pipe.cli.downstream import finetune as finetune_command
 from mae_pipe.cli.downstream import probe as probe_command
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import open_stream
-from mae_pipe.downstream import Result, downstream, folder_of, groups_of, inherit
+from mae_pipe.downstream import Result, downstream, groups_of
 from mae_pipe.errors import DataError, DiskError, PluginError, RunError
 from mae_pipe.labelled import few
+from mae_pipe.opening import folder_of, inherit
 from mae_pipe.sharding import build
 from mae_pipe.tasks import Pretraining
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from mae_pipe import guards, outcome, recipe, runs
 from mae_pipe.catalog import Catalog
 from mae_pipe.classification import Classification, read_weights
-from mae_pipe.downstream import downstream, folder_of, groups_of
+from mae_pipe.downstream import downstream, groups_of
 from mae_pipe.errors import RecipeError
+from mae_pipe.opening import folder_of
 from mae_pipe.tasks import Pretraining
 from tests.test_classification import batch
 from tests.test_downstream import chosen, encoder_of, measured, run, shards  # noqa: F401  # two are fixtures

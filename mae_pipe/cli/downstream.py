@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mae_pipe.cli.caching import Cached, caching, table_of_settings
 from mae_pipe.cli.launching import launching, start
 from mae_pipe.cli.places import PLACE
 from mae_pipe.spawning import Job
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mae_pipe.downstream import Result
+    from mae_pipe.features.results import Probed
+
+IMAGES = Cached()
 
 
 def _options(task: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -44,10 +48,14 @@ def _options(task: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 @click.command()
 @_options("probe")
+@caching
 def probe(**given: Any) -> None:
     """Train a head on the frozen encoder of RUN and measure it.
 
     RUN is a folder that `mae-pipe pretrain` wrote. Image size, statistics and the encoder's shape are RUN's.
+
+    With --cached, --sweep or --logistic the encoder sees every image once, and what follows takes seconds
+    (docs/features.md).
     """
     _run("probe", **given)
 
@@ -76,6 +84,7 @@ def _run(
     resume: str,
     job: Job,
     plugins: tuple[Path, ...],
+    cached: Cached = IMAGES,
 ) -> None:
     from mae_pipe import launch, runs
     from mae_pipe import recipe as recipes
@@ -90,12 +99,28 @@ def _run(
 
     from rich.console import Console
 
-    from mae_pipe.downstream import downstream
+    common: dict[str, Any] = {"catalog": Catalog(plugins), "shards": shards, "out": out, "from_scratch": from_scratch}
+    result: Result
+    shown: Probed | None = None
+    if cached.how == "sweep":
+        from mae_pipe.features.sweep import sweep
 
-    result = downstream(
-        run, chosen, catalog=Catalog(plugins), shards=shards, out=out, from_scratch=from_scratch, resume=resume
-    )
+        chosen_by: dict[str, Any] = {"rates": cached.rates, "decays": cached.decays, "aside": cached.aside}
+        result = shown = sweep(run, chosen, **chosen_by, views=cached.views, **common)
+    elif cached.how == "logistic":
+        from mae_pipe.features.regression import regression
+
+        result = shown = regression(run, chosen, aside=cached.aside, **common)
+    else:
+        from mae_pipe.downstream import downstream
+
+        on_features: dict[str, Any] = {"cached": cached.how == "cached", "views": cached.views}
+        result = downstream(run, chosen, resume=resume, **on_features, **common)
     if launch.place().rank == 0:
+        if shown is not None:
+            Console().print(table_of_settings(shown))
+            for note in shown.notes:
+                click.echo(note)
         Console().print(table_of(run, result))
         click.echo(f"done: {result.folder}; next: mae-pipe report {run if run.is_dir() else result.folder}", err=True)
 

@@ -34,6 +34,7 @@ class Stream:
 
     Attributes:
         images: in one epoch of the whole job.
+        instead: what makes the batches of a plan, where images need not be decoded (``features/recall.py``).
 
     Args:
         shelf: the images.
@@ -62,6 +63,7 @@ class Stream:
     ) -> None:
         self.shelf, self.data, self.share, self.labels = shelf, data, share, labels
         self.rows = rows
+        self.instead: Callable[[Plan], Iterator[Batch]] | None = None
         self.images = len(shelf.index) if rows is None else len(rows)
         if not self.images:
             raise DataError(f"{shelf.folder} has no images to read; look at its manifest.json for what was refused")
@@ -97,14 +99,15 @@ class Stream:
         Where ``data.repeats`` is k, k neighbours are crops of one image, which is decoded once.
         """
 
-        def plan() -> Iterator[tuple[Numbers, Numbers]]:
-            at = start
-            while True:
-                positions = self.share.positions(at)
-                yield self._rows(self.order.at(positions // self.data.repeats)), positions
-                at += self.share.advance
+        return self.read(lambda: self.plan(start))
 
-        return self._read(plan)
+    def plan(self, start: int = 0) -> Plan:
+        """The rows and positions of the endless batches."""
+        at = start
+        while True:
+            positions = self.share.positions(at)
+            yield self._rows(self.order.at(positions // self.data.repeats)), positions
+            at += self.share.advance
 
     def once(self) -> Iterator[Batch]:
         """Every image exactly once over all ranks, in the order of the shards.
@@ -119,10 +122,12 @@ class Stream:
                 inside = positions < self.images
                 yield np.where(inside, self._rows(np.where(inside, positions, 0)), -1), positions
 
-        return self._read(plan)
+        return self.read(plan)
 
-    def _read(self, plan: Callable[[], Plan]) -> Iterator[Batch]:
+    def read(self, plan: Callable[[], Plan]) -> Iterator[Batch]:
         """The batches of a plan; where shards have to be fetched, it is walked a second time, ahead of them."""
+        if self.instead is not None:
+            return self.instead(plan())
         end = threading.Event()
         if self.data.worker_kind == "process" and self.data.workers:
             count = self.share.micro_batch
