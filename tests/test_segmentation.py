@@ -73,7 +73,7 @@ def directly(folder: Path, run: Path) -> float:
     mean, std = (torch.tensor(values)[:, None, None] for values in (MAE.data.mean, MAE.data.std))
     for path in sorted((run.parent / "images").glob("val/*/*.png")):
         map_ = run.parent / "maps" / path.relative_to(run.parent / "images")
-        image, truth = Image.open(path), np.asarray(Image.open(map_))
+        image, truth = Image.open(path).convert("RGB"), np.asarray(Image.open(map_))
         scale = 20 / min(image.size)
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
         pixels = (torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255 - mean) / std

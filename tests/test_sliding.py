@@ -71,7 +71,7 @@ def slowly(folder: Path, model: Scores, stride: tuple[int, int], short_side: int
     """[C, C]: one image, one window, one pixel after the other."""
     matrix = np.zeros((CLASSES, CLASSES), np.int64)
     for number in range(len(SIZES)):
-        image = Image.open(folder / "images" / "val" / f"{number}.png")
+        image = Image.open(folder / "images" / "val" / f"{number}.png").convert("RGB")
         truth = np.asarray(Image.open(folder / "maps" / "val" / f"{number}.png"))
         if short_side:
             scale = short_side / min(image.size)
