@@ -175,6 +175,9 @@ class Head(nn.Module, ABC):
             that norms what it pools sets it to False in ``__init__``.
         pool: of which tokens it looks at the mean only, class tokens or patch tokens, so that one vector an image may
             stand for all of them (``--cached``); None: it looks at all. A head that pools sets it in ``__init__``.
+        blocks: of which blocks of the encoder it wants the tokens, rising, from 0, such as (3, 5, 7, 11): it is then
+            given [B, K, T + N, D], without any norm (``normed`` is False). Empty: of the last alone, [B, T + N, D].
+            Set in ``__init__``.
     """
 
     labels: ClassVar[Literal["class", "multi", "map"]] = "class"
@@ -182,13 +185,14 @@ class Head(nn.Module, ABC):
     main: ClassVar[str] = "top1"
     normed: bool = True
     pool: Literal["token", "mean"] | None = None
+    blocks: tuple[int, ...] = ()
 
     def fit(self, features: Iterator[tuple[Tensor, Tensor]]) -> None:
         """Learn from (tokens, labels) of all training images, once, before any training. Every rank sees all."""
 
     @abstractmethod
     def forward(self, tokens: Tensor) -> Tensor:
-        """[B, T + N, D]: class tokens, then patch tokens -> output, [B, C] for classes."""
+        """[B, T + N, D]: class tokens, then patch tokens -> output, [B, C] for classes, [B, C, H, W] for maps."""
 
     @abstractmethod
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:

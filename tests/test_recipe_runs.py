@@ -56,6 +56,9 @@ def as_pretrained(name: str, changes: list[str], shards: Path, folder: Path) -> 
 def run_it(name: str, changes: list[str], shards: Path, folder: Path) -> None:
     """Two steps of a recipe by its command; ``changes`` are those of the encoder."""
     loaded, given, out = recipe.load(name), list(SHORT), folder / "run"
+    if isinstance(loaded, recipe.Downstream) and "blocks" in loaded.head.options:
+        changes = [*changes, "encoder.depth=4"]
+        given += ["head.options.blocks=[0, 1, 2, 3]", "data.size=64", "sliding.stride=48", "sliding.short_side=64"]
     if loaded.task == "pretrain":
         begin, given = ["pretrain", name], given + changes
     elif loaded.task == "tokenizer":
