@@ -107,6 +107,23 @@ class Encoder(VisionTransformer):
         The class tokens, then the visible patches in the mask's order, then, with ``mask_tokens`` in
         the shape, a token for each hidden one; the final norm is applied.
         """
+        tokens = self._embedded(images, mask)
+        for block in self.blocks:
+            tokens = block(tokens)
+        out: Tensor = self.norm(tokens)
+        return out
+
+    def after_blocks(self, images: Tensor, blocks: tuple[int, ...]) -> Tensor:
+        """[B, C, H, W] normalised images -> [B, K, T + N, D]: tokens after each of the K ``blocks``, not normed."""
+        tokens, found = self._embedded(images, None), []
+        for number, block in enumerate(self.blocks[: blocks[-1] + 1]):
+            tokens = block(tokens)
+            if number in blocks:
+                found.append(tokens)
+        return torch.stack(found, dim=1)
+
+    def _embedded(self, images: Tensor, mask: Mask | None) -> Tensor:
+        """[B, T + V, D]: what the first block is given."""
         cells = _cells(images, self.grid, None if mask is None else mask.visible)  # [B, V, C, P, P]
         patches = self.patch_embed.proj(cells)  # [B, V, D]
         positions = self.pos_embed[:, self.num_prefix_tokens :]  # [1, N, D]
@@ -118,10 +135,7 @@ class Encoder(VisionTransformer):
             positions = positions[0][known]
         patches = patches + positions
         tokens = self._with_class_tokens(patches).to(self.patch_embed.proj.weight.dtype)  # [B, T + V, D]
-        tokens = self.pos_drop(tokens)
-        for block in self.blocks:
-            tokens = block(tokens)
-        out: Tensor = self.norm(tokens)
+        out: Tensor = self.pos_drop(tokens)
         return out
 
     def _with_class_tokens(self, patches: Tensor) -> Tensor:

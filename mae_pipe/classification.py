@@ -16,7 +16,7 @@ from mae_pipe.autoencoder import Encoder, build_encoder
 from mae_pipe.catalog import Catalog
 from mae_pipe.contracts import Grid, Head
 from mae_pipe.erasing import erased
-from mae_pipe.errors import RecipeError, RunError
+from mae_pipe.errors import PluginError, RecipeError, RunError
 from mae_pipe.mixing import Mixer
 from mae_pipe.partial import freeze_below
 from mae_pipe.pixels import Channels, normalise
@@ -116,6 +116,7 @@ class Classification(nn.Module):
                 class_tokens=pretrained.encoder.class_tokens,
                 view=view_of(recipe.data, pretrained.encoder),
             )
+        _check_blocks(head, depth, trains=tuned > 0)
         left_out = [] if head.normed or weights is None else [name for name in UNUSED if name in weights]
         if not head.normed:
             encoder.norm = nn.Identity()
@@ -141,19 +142,24 @@ class Classification(nn.Module):
     def forward(self, batch: Batch, mode: Literal["loss"] = "loss") -> Tensor: ...
 
     @overload
+    def forward(self, batch: Batch, mode: Literal["scores"]) -> Tensor: ...
+
+    @overload
     def forward(self, batch: Batch, mode: Literal["metrics"]) -> dict[str, Tensor]: ...
 
     def forward(self, batch: Batch, mode: str = "loss") -> Tensor | dict[str, Tensor]:
-        """The mean loss, a float32 scalar; or "loss" and the head's metrics of each image, [B] float32.
+        """The mean loss, a float32 scalar; "scores": the head's output; or "loss" and its metrics, [B] float32.
 
-        Both go through here because ZeRO 3 gathers weights when the root module is called.
+        All go through here because ZeRO 3 gathers weights when the root module is called.
         """
         images, labels = normalise(batch.pixels, self.mean, self.std), batch.labels
         if mode == "loss":
             images, labels = self._varied(images, batch)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             tokens = self.tokens_of(images)
-        output = self.head(tokens)
+        output: Tensor = self.head(tokens)
+        if mode == "scores":
+            return output
         if mode == "loss":
             return self.head.loss(output, labels).mean()
         # Padding has -1; its values are not counted.
@@ -168,11 +174,13 @@ class Classification(nn.Module):
         return self
 
     def features(self, batch: Batch) -> Tensor:
-        """What the head is given: [B, T + N, D] tokens."""
+        """What the head is given: [B, T + N, D] tokens, or [B, K, T + N, D] of K blocks."""
         return self.tokens_of(normalise(batch.pixels, self.mean, self.std))
 
     def tokens_of(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] normalised images -> [B, T + N, D]."""
+        """[B, C, H, W] normalised images -> [B, T + N, D], or [B, K, T + N, D] of the blocks that the head names."""
+        if self.head.blocks:
+            return self.encoder.after_blocks(images, self.head.blocks)
         tokens: Tensor = self.encoder(images)
         return tokens
 
@@ -183,6 +191,26 @@ class Classification(nn.Module):
         if self.training and self.mixing.on:
             return self._mixer(images, batch.labels, batch.positions)
         return images, self._mixer.shares(batch.labels) if self.label_smoothing else batch.labels
+
+
+def _check_blocks(head: Head, depth: int, *, trains: bool) -> None:
+    """Refuse blocks that the encoder has not, and finetuning of blocks that nobody would read."""
+    blocks, name = head.blocks, type(head).__name__
+    if not blocks:
+        return
+    if head.normed:
+        raise PluginError(
+            f"{name} asks for tokens of several blocks, which have no norm; set self.normed = False in it"
+        )
+    if list(blocks) != sorted(set(blocks)) or blocks[0] < 0 or blocks[-1] >= depth:
+        raise RecipeError(
+            f"the head's blocks {list(blocks)} must rise and be of the encoder's, 0 to {depth - 1}; change head.options"
+        )
+    if trains and blocks[-1] != depth - 1:
+        raise RecipeError(
+            f"the head's blocks {list(blocks)} leave out the encoder's last one, which would not train; "
+            f"end them with {depth - 1}"
+        )
 
 
 def read_weights(run: Path) -> tuple[dict[str, Tensor], str]:

@@ -173,19 +173,23 @@ class Head(nn.Module, ABC):
         main: the metric that people look at first; higher is better.
         normed: whether it wants tokens after the encoder's final norm, which else is left out of the model. A head
             that norms what it pools sets it to False in ``__init__``.
+        blocks: of which blocks of the encoder it wants the tokens, rising, from 0, such as (3, 5, 7, 11): it is then
+            given [B, K, T + N, D], without any norm (``normed`` is False). Empty: of the last alone, [B, T + N, D].
+            Set in ``__init__``.
     """
 
     labels: ClassVar[Literal["class", "multi", "map"]] = "class"
     fits: ClassVar[bool] = False
     main: ClassVar[str] = "top1"
     normed: bool = True
+    blocks: tuple[int, ...] = ()
 
     def fit(self, features: Iterator[tuple[Tensor, Tensor]]) -> None:
         """Learn from (tokens, labels) of all training images, once, before any training. Every rank sees all."""
 
     @abstractmethod
     def forward(self, tokens: Tensor) -> Tensor:
-        """[B, T + N, D]: class tokens, then patch tokens -> output, [B, C] for classes."""
+        """[B, T + N, D]: class tokens, then patch tokens -> output, [B, C] for classes, [B, C, H, W] for maps."""
 
     @abstractmethod
     def loss(self, output: Tensor, labels: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ from mae_pipe.disk import write_whole
 from mae_pipe.engine import Engine
 from mae_pipe.engine.state import AVERAGE, WEIGHT
 from mae_pipe.errors import RunError
-from mae_pipe.evaluate import agree_on_buffers, evaluate
-from mae_pipe.fitting import Plain, prepare, summary_of
+from mae_pipe.evaluate import agree_on_buffers
+from mae_pipe.fitting import Plain, measured, prepare
 from mae_pipe.journal import Journal
 from mae_pipe.labelled import open_splits
 from mae_pipe.live import Live
@@ -130,7 +130,7 @@ def downstream(
     def measure(step: int) -> dict[str, float]:
         agree_on_buffers(task.head)
         with engine.averaged():
-            metrics = evaluate(engine, held_out, summary_of(task.head))
+            metrics = measured(engine, held_out, task.head, recipe.sliding)
         journal.write("eval", step, split=recipe.eval_split, images=held_out.images, **metrics)
         return metrics
 
@@ -217,7 +217,7 @@ def _untrained(
     model = Plain(task)
     journal = Journal(folder.folder, active=folder.rank == 0)
     journal.cut(0)
-    metrics = evaluate(model, held_out, summary_of(task.head))
+    metrics = measured(model, held_out, task.head, recipe.sliding)
     journal.write("eval", 0, split=recipe.eval_split, images=held_out.images, **metrics)
     journal.close()
     stream.close()

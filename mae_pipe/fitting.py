@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,10 +19,11 @@ from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream
 from mae_pipe.engine import require
 from mae_pipe.errors import RecipeError
-from mae_pipe.evaluate import Summary
+from mae_pipe.evaluate import Summary, evaluate
 from mae_pipe.optim import Groups
-from mae_pipe.recipe import Downstream
+from mae_pipe.recipe import Downstream, Sliding
 from mae_pipe.runs import Run
+from mae_pipe.sliding import WHOLE, Slider, measures
 
 
 def summary_of(head: Head) -> Summary:
@@ -33,6 +35,36 @@ def summary_of(head: Head) -> Summary:
     return summary
 
 
+def measured(model: Any, held_out: Stream, head: Head, sliding: Sliding) -> dict[str, float]:
+    """What is reported of a split: of centre views; or of whole images, with "loss" and "centre_..." of centre views.
+
+    All ranks call it. Where windows slide, the head's main metric is one of ``sliding.measures``.
+    """
+    found = evaluate(model, held_out, summary_of(head))
+    if sliding.stride is None:
+        return found
+    classes = len(held_out.shelf.manifest.classes_of("map"))
+    whole = measures(Slider(held_out, sliding, classes).confusion(model))
+    centre = {name if name == "loss" else f"centre_{name}": value for name, value in found.items()}
+    return {**centre, **whole}
+
+
+def check_sliding(head: Head, recipe: Downstream) -> None:
+    """Refuse sliding windows for what has no maps, or over gaps that no window sees."""
+    if recipe.sliding.stride is None:
+        return
+    if head.labels != "map" or head.main not in WHOLE:
+        raise RecipeError(
+            f"sliding windows measure {', '.join(WHOLE)} of maps, but the head {recipe.head.name!r} says {head.main} "
+            f"of labels of the kind {head.labels!r}; leave sliding.stride out"
+        )
+    if any(step > side for step, side in zip(recipe.sliding.steps, recipe.data.sides, strict=True)):
+        raise RecipeError(
+            f"sliding.stride {recipe.sliding.stride} is more than data.size {recipe.data.size}, so that windows would "
+            "leave pixels out; set it to data.size or less"
+        )
+
+
 class Plain:
     """A task without an engine, for what is measured and not trained."""
 
@@ -41,9 +73,8 @@ class Plain:
         self.device = torch.device("cuda", here.local_rank) if torch.cuda.is_available() else torch.device("cpu")
         self.task = task.to(self.device)
 
-    def __call__(self, batch: Batch, *, mode: str) -> dict[str, Tensor]:
-        measures: dict[str, Tensor] = self.task(batch, mode=mode)
-        return measures
+    def __call__(self, batch: Batch, *, mode: str) -> Any:
+        return self.task(batch, mode=mode)
 
     def train(self, mode: bool = True) -> object:
         return self.task.train(mode)
@@ -60,6 +91,7 @@ def prepare(task: Classification, recipe: Downstream, groups: Groups, stream: St
         raise RecipeError(
             "mixing wants two images at once on a rank, and here it is one; raise data.micro_batch or data.global_batch"
         )
+    check_sliding(task.head, recipe)
     require(recipe, launch.join().world)
     begun = any(folder.checkpoints.glob("step-*"))
     if task.head.fits and not (begun and groups):

@@ -74,6 +74,7 @@ class Plan:
     min_lr: float
     epochs: float
     warmup_epochs: float
+    shape: str
 
     @classmethod
     def of(cls, recipe: Recipe, images: int, world: int) -> Plan:
@@ -104,6 +105,7 @@ class Plan:
             min_lr=schedule.min_lr,
             epochs=schedule.epochs,
             warmup_epochs=schedule.warmup_epochs,
+            shape=schedule.shape,
         )
 
     def epoch(self, step: int) -> float:
@@ -112,9 +114,8 @@ class Plan:
 
     def lr(self, step: int) -> float:
         """The learning rate of step number ``step``, counted from 0."""
-        return learning_rate(
-            self.epoch(step), self.peak_lr, self.min_lr, epochs=self.epochs, warmup_epochs=self.warmup_epochs
-        )
+        rate = learning_rate if self.shape == "cosine" else straight_rate
+        return rate(self.epoch(step), self.peak_lr, self.min_lr, epochs=self.epochs, warmup_epochs=self.warmup_epochs)
 
     def steps_of(self, epochs: float) -> int:
         """The steps nearest to so many epochs, at least 1."""
@@ -127,3 +128,9 @@ def learning_rate(epoch: float, peak: float, least: float, *, epochs: float, war
         return peak * epoch / warmup_epochs
     share = min(1.0, (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-12))
     return least + (peak - least) * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+def straight_rate(epoch: float, peak: float, least: float, *, epochs: float, warmup_epochs: float) -> float:
+    """A straight line from ``peak`` at 0 to ``least``; of it, in warmup, a part that rises from 0 (mmseg's "poly")."""
+    line = least + (peak - least) * (1.0 - min(1.0, epoch / epochs))
+    return line * min(1.0, epoch / warmup_epochs) if warmup_epochs else line

@@ -32,6 +32,7 @@ from mae_pipe.tables import (
     Saving,
     Schedule,
     Share,
+    Sliding,
     Table,
     TargetChoice,
     TokenizerShape,
@@ -55,6 +56,7 @@ __all__ = [
     "Recipe",
     "Saving",
     "Schedule",
+    "Sliding",
     "Table",
     "TargetChoice",
     "Tokenizer",
@@ -149,6 +151,7 @@ class Downstream(Recipe):
     )
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of an average of the weights, which is measured; 0: off
     mixing: Mixing = Mixing()
+    sliding: Sliding = Sliding()
     labels_per_class: Positive | None = None  # train on few labels; the seed chooses them
     train_split: str = "train"
     eval_split: str = "val"
@@ -164,6 +167,8 @@ class Downstream(Recipe):
             raise ValueError(
                 f"tune_blocks is 0.5 (the MLP of the last block) or a whole number of blocks, not {self.tune_blocks}"
             )
+        if self.sliding.stride is None and self.sliding.short_side is not None:
+            raise ValueError("sliding.short_side is for sliding windows; set sliding.stride too, or leave it out")
         if self.ema and self.engine.offload_optimizer == "nvme":
             raise ValueError('ema is for engine.offload_optimizer "none" or "cpu"; set one of them')
         return self

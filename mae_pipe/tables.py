@@ -214,6 +214,20 @@ class Mixing(Table):
         return (self.mixup > 0 or self.cutmix > 0) and self.probability > 0
 
 
+class Sliding(Table):
+    """Maps measured on whole images, by windows of ``data.size`` that slide over them; else on centre views."""
+
+    stride: Sides | None = None  # pixels from window to window; or [down, across]; None: centre views
+    short_side: Positive | None = None  # images are resized to it first, their maps never; None: as they are
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Pixels from window to window, down and across; of a stride that is given."""
+        if self.stride is None:
+            raise ValueError("there is no stride")
+        return (self.stride, self.stride) if isinstance(self.stride, int) else self.stride
+
+
 class Optimizer(Table):
     """AdamW, LARS or SGD; lr = base_lr x global_batch / 256."""
 
@@ -229,8 +243,9 @@ class Optimizer(Table):
 
 
 class Schedule(Table):
-    """Linear warmup from 0, then half a cosine to ``min_lr``; per step."""
+    """Linear warmup from 0, then half a cosine to ``min_lr``, or a straight line; per step."""
 
+    shape: Literal["cosine", "linear"] = "cosine"  # linear: mmseg's "poly" of power 1, falling from step 0 on
     epochs: Annotated[float, Field(gt=0)] = 800.0
     warmup_epochs: Annotated[float, Field(ge=0)] = 40.0
     min_lr: Annotated[float, Field(ge=0)] = 0.0

@@ -42,6 +42,7 @@ def test_the_linear_head_keeps_the_contract_with_every_option(options: dict[str,
         ("multilabel", {"pool": "token", "bins": 50}),
         ("knn", {"pool": "token", "k": 1}),
         ("segmentation", {"decoder": "upernet", "hidden": 16}),
+        ("segmentation", {"decoder": "upernet", "hidden": 16, "blocks": [0, 1, 2, 3]}),
     ],
 )
 def test_the_other_heads_keep_the_contract_with_other_options(name: str, options: dict[str, Any]) -> None:
@@ -57,6 +58,8 @@ def test_the_other_heads_keep_the_contract_with_other_options(name: str, options
         ("knn", {"temperature": 0.0}, "temperature above 0"),
         ("multilabel", {"bins": 1}, "bins must be at least 2, got 1"),
         ("segmentation", {"decoder": "upernet", "hidden": 24}, "hidden must be a multiple of 16, got 24"),
+        ("segmentation", {"decoder": "upernet", "blocks": [0, 1]}, "blocks are 4 for the decoder 'upernet'"),
+        ("segmentation", {"blocks": [0, 1, 2, 3]}, "blocks are 4 for the decoder 'upernet', got .* for 'linear'"),
         ("linear", {"batch_norm": True, "layer_norm": True}, "one norm is enough"),
     ],
 )

@@ -154,6 +154,7 @@ def test_every_built_in_recipe_is_complete_in_itself(name: str) -> None:
     free |= {"data.crop_share", "data.jitter", "data.interpolation", "data.randaugment", "data.erase"}
     free |= {f"mixing.{key}" for key in recipe.Mixing.model_fields}
     free |= {"data.crop_scale", "data.crop_ratio"} if loaded.data.crop in ("centre", "none") else {"data.centre_share"}
+    free |= {f"sliding.{key}" for key in recipe.Sliding.model_fields} | {"schedule.shape"}
     if not isinstance(loaded, recipe.Pretrain):  # what the pretrained run says
         free |= {"data.size", "data.mean", "data.std", "data.centre_share"}
     assert left - free == set()

@@ -29,10 +29,12 @@ def _givens(subject: Subject) -> tuple[dict[str, Any], ...]:
     return (subject.given,) if subject.given else GIVEN
 
 
-def tokens_of(given: dict[str, Any], seed: int = 2) -> Tensor:
-    """[B, T + N, D], as an encoder gives them."""
+def tokens_of(head: Head, given: dict[str, Any], seed: int = 2) -> Tensor:
+    """[B, T + N, D], as an encoder gives them; [B, K, T + N, D] to a head that asks for K blocks."""
     count = given["class_tokens"] + given["view"].grid.size
-    return torch.randn(IMAGES, count, given["width"], generator=torch.Generator().manual_seed(seed))
+    blocks = (len(head.blocks),) if head.blocks else ()
+    shape = IMAGES, *blocks, count, given["width"]
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def labels_of(head: Head, given: dict[str, Any]) -> Tensor:
@@ -65,7 +67,7 @@ def made(subject: Subject, given: dict[str, Any]) -> Head:
 @torch.no_grad()
 def fitted(head: Head, given: dict[str, Any]) -> Head:
     """After it has seen the features of all training images."""
-    head.fit(iter([(tokens_of(given, seed), labels_of(head, given)) for seed in (5, 6)]))
+    head.fit(iter([(tokens_of(head, given, seed), labels_of(head, given)) for seed in (5, 6)]))
     return head
 
 
@@ -81,7 +83,7 @@ def shapes(subject: Subject) -> str:
         head = made(subject, given)
         name, labels = type(head).__name__, labels_of(head, given)
         for training in (True, False):
-            output = head.train(training)(tokens_of(given))
+            output = head.train(training)(tokens_of(head, given))
             require(len(output) == IMAGES, f"{name} gave {len(output)} outputs for {IMAGES} images")
             loss = head.loss(output, labels)
             same_shape(f"{name}.loss", loss, (IMAGES,))
@@ -99,7 +101,7 @@ def reports_its_main_metric(subject: Subject) -> str:
     """The summary of its metrics is numbers by name, and the main one is among them."""
     given = _givens(subject)[0]
     head = made(subject, given).eval()
-    output, labels = head(tokens_of(given)), labels_of(head, given)
+    output, labels = head(tokens_of(head, given)), labels_of(head, given)
     metrics = {"loss": head.loss(output, labels), **head.metrics(output, labels)}
     found = head.summary({key: value.detach().float().mean(0) for key, value in metrics.items()})
     name = type(head).__name__
@@ -113,7 +115,7 @@ def trains(subject: Subject) -> str:
     """Every trainable parameter gets a finite gradient, and thirty steps on one batch lower the loss."""
     given = _givens(subject)[0]
     head = made(subject, given)
-    name, tokens, labels = type(head).__name__, tokens_of(given), labels_of(head, given)
+    name, tokens, labels = type(head).__name__, tokens_of(head, given), labels_of(head, given)
     trainable = {n: p for n, p in head.named_parameters() if p.requires_grad}
     if not trainable:
         require(head.fits, f"{name} has no trainable parameters and does not say fits = True; it learns nothing")
@@ -148,7 +150,7 @@ def takes_mixed_labels(subject: Subject) -> None:
         raise Skip(f"its labels are {head.labels!r}")
     if not is_trained(head):
         raise Skip("it has no trainable parameters, and labels are mixed in training only")
-    output, labels = head(tokens_of(given)), labels_of(head, given)
+    output, labels = head(tokens_of(head, given)), labels_of(head, given)
     loss, mixed = (
         head.loss(output, labels),
         head.loss(output, torch.nn.functional.one_hot(labels, given["classes"]).float()),
@@ -165,7 +167,7 @@ def depends_on_its_image_alone(subject: Subject) -> None:
     """In evaluation an image's output and metrics do not depend on its batch."""
     for given in _givens(subject):
         head = made(subject, given).eval()
-        name, tokens, labels = type(head).__name__, tokens_of(given), labels_of(head, given)
+        name, tokens, labels = type(head).__name__, tokens_of(head, given), labels_of(head, given)
         with torch.no_grad():
             output, part = head(tokens), head(tokens[1:3])
             require(near(output[1:3], part, share=1e-4), f"{name} gives an image another output in another batch")
@@ -182,10 +184,10 @@ def repeats_itself(subject: Subject) -> None:
     """In evaluation the same tokens give the same output again, also from a head built anew."""
     for given in _givens(subject):
         head = made(subject, given).eval()
-        output = head(tokens_of(given))
+        output = head(tokens_of(head, given))
         where = f"{type(head).__name__} gave another output for the same tokens"
-        require(torch.equal(output, head(tokens_of(given))), where)
-        again = made(subject, given).eval()(tokens_of(given))
+        require(torch.equal(output, head(tokens_of(head, given))), where)
+        again = made(subject, given).eval()(tokens_of(head, given))
         require(near(output, again), f"{where} when it was built again with the same seed")
 
 
@@ -194,7 +196,7 @@ def ignores_global_randomness(subject: Subject) -> None:
     given = _givens(subject)[0]
     with no_global_randomness("building it", torch_too=False):
         head = made(subject, given)
-    name, tokens, labels = type(head).__name__, tokens_of(given), labels_of(head, given)
+    name, tokens, labels = type(head).__name__, tokens_of(head, given), labels_of(head, given)
     for training in (True, False):
         head.train(training)
         # dropout may draw from PyTorch's in training: every step sets it anew
@@ -209,7 +211,7 @@ def keeps_its_state(subject: Subject) -> str:
     """All that it has learned is in its state_dict: another one that reads it gives the same output."""
     given = _givens(subject)[0]
     head = made(subject, given)
-    head.train()(tokens_of(given, 8))  # running statistics, if any
+    head.train()(tokens_of(head, given, 8))  # running statistics, if any
     other: Head = subject.rebuilt(**given)
     state = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     name = type(head).__name__
@@ -219,7 +221,7 @@ def keeps_its_state(subject: Subject) -> str:
         other.load_state_dict(state)
     except RuntimeError as error:
         raise PluginError(f"{name} does not read its own state_dict: {' '.join(str(error).split())}") from error
-    alike = near(head.eval()(tokens_of(given)), other.eval()(tokens_of(given)))
+    alike = near(head.eval()(tokens_of(head, given)), other.eval()(tokens_of(head, given)))
     require(alike, f"{name} gives another output by way of a checkpoint; keep its state in persistent buffers")
     return f"{len(state)} tensors"
 
@@ -230,7 +232,7 @@ def follows_devices(subject: Subject) -> str:
 
     def work(head: Head, device: torch.device) -> dict[str, Tensor]:
         with torch.no_grad():
-            output, labels = head.eval()(tokens_of(given).to(device)), labels_of(head, given).to(device)
+            output, labels = head.eval()(tokens_of(head, given).to(device)), labels_of(head, given).to(device)
             return {"output": output, "loss": head.loss(output, labels), **head.metrics(output, labels)}
 
     head = made(subject, given)
@@ -241,7 +243,7 @@ def is_bf16_safe(subject: Subject) -> None:
     """In a bfloat16 engine and under autocast loss and metrics stay float32 and nearly the same."""
     given = _givens(subject)[0]
     head = made(subject, given).eval()
-    name, tokens, labels = type(head).__name__, tokens_of(given), labels_of(head, given)
+    name, tokens, labels = type(head).__name__, tokens_of(head, given), labels_of(head, given)
     loss = head.loss(head(tokens), labels)
     for where, engine in (("in a bfloat16 engine", True), ("under autocast", False)):
         other = copy.deepcopy(head).bfloat16() if engine and is_trained(head) else head
@@ -265,7 +267,7 @@ def compiles(subject: Subject) -> None:
     head = made(subject, given).eval()
     labels = labels_of(head, given)
     what = type(head).__name__
-    surroundings.compiled(what, lambda tokens, truth: head.loss(head(tokens), truth), tokens_of(given), labels)
+    surroundings.compiled(what, lambda tokens, truth: head.loss(head(tokens), truth), tokens_of(head, given), labels)
 
 
 CONTRACT = (

@@ -95,7 +95,7 @@ def _try(subject: Subject) -> None:
 
         task_of = lambda: _Probing(subject)  # noqa: E731
         chosen: recipe.Recipe = recipe.Pretrain()
-        batch: Any = heads.tokens_of(heads.GIVEN[0])
+        batch: Any = heads.tokens_of(subject.make(**heads.GIVEN[0]), heads.GIVEN[0])
     else:
         chosen, task_of, batch = _pretraining(subject)
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from mae_pipe.api import Head, View, plugin
 
-from .upernet import Upernet
+from .upernet import LEVELS, Upernet, of_blocks, of_one
 
 IGNORED = 255  # the class of pixels that do not count
 
@@ -20,13 +21,14 @@ class SegmentationHead(Head):
     """Say a class for every pixel; cross-entropy, mean intersection over union.
 
     The linear decoder is one layer on the patch tokens, enlarged to the pixels (as DINOv2, Oquab et al. 2023).
-    The other is a small UperNet (Xiao et al. 2018) on a pyramid that is made of the last map alone
-    (ViTDet, Li et al. 2022).
+    The other is an UperNet (Xiao et al. 2018) on a pyramid that is made of the last map alone (ViTDet, Li et
+    al. 2022), or of the maps of four blocks (BEiT, Bao et al. 2022; MAE's A.4).
 
     Options:
         decoder: "linear" or "upernet".
         hidden: channels inside the UperNet, a multiple of 16.
         std: of the last layer's first weights.
+        blocks: four of the encoder's that the UperNet sees, such as [3, 5, 7, 11] of ViT-B; none: the last alone.
     """
 
     labels = "map"
@@ -42,24 +44,30 @@ class SegmentationHead(Head):
         decoder: Literal["linear", "upernet"] = "linear",
         hidden: int = 128,
         std: float = 0.01,
+        blocks: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if decoder not in ("linear", "upernet"):
             raise ValueError(f"decoder must be 'linear' or 'upernet', got {decoder!r}")
         if hidden < 16 or hidden % 16:
             raise ValueError(f"hidden must be a multiple of 16, got {hidden}")
+        if blocks and (decoder != "upernet" or len(blocks) != LEVELS):
+            raise ValueError(f"blocks are {LEVELS} for the decoder 'upernet', got {list(blocks)} for {decoder!r}")
         self.view, self.class_tokens, self.classes = view, class_tokens, classes
-        self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.decoder: nn.Module = nn.Identity() if decoder == "linear" else Upernet(width, hidden)
+        self.blocks, self.normed = tuple(blocks), not blocks
+        self.norm = nn.Identity() if blocks else nn.LayerNorm(width, eps=1e-6)
+        self.decoder: nn.Module = nn.Identity()
+        if decoder == "upernet":
+            self.decoder = Upernet(hidden, of_blocks(width, hidden) if blocks else of_one(width, hidden))
         self.classify = nn.Conv2d(width if decoder == "linear" else hidden, classes, 1)
         nn.init.trunc_normal_(self.classify.weight, std=std)
         assert self.classify.bias is not None
         nn.init.zeros_(self.classify.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """[B, T + N, D] -> [B, C, H, W]."""
-        patches = self.norm(tokens[:, self.class_tokens :].to(self.norm.weight.dtype))
-        maps = patches.transpose(1, 2).reshape(len(tokens), -1, self.view.grid.rows, self.view.grid.cols)
+        """[B, T + N, D], or [B, 4, T + N, D] of four blocks -> [B, C, H, W]."""
+        patches = self.norm(tokens[..., self.class_tokens :, :].to(self.classify.weight.dtype))
+        maps = patches.transpose(-1, -2).unflatten(-1, (self.view.grid.rows, self.view.grid.cols))
         output: Tensor = self.classify(self.decoder(maps))
         size = self.view.height, self.view.width
         return F.interpolate(output.float(), size, mode="bilinear", align_corners=False)
