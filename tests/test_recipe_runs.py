@@ -84,9 +84,12 @@ def run_it(name: str, changes: list[str], shards: Path, folder: Path) -> None:
 
 @pytest.mark.parametrize("name", recipe.names())
 def test_every_recipe_makes_two_steps(name: str, shards: Path, tmp_path: Path) -> None:
-    blocks = int(getattr(recipe.load(name), "tune_blocks", None) or 0)
-    of = pretrained_by(name)
-    run_it(name, [] if recipe.load(of).task == "tokenizer" else narrow(of, max(2, blocks)), shards, tmp_path)
+    loaded, of, depth = recipe.load(name), pretrained_by(name), 2
+    if isinstance(loaded, recipe.Downstream):  # as many as it names
+        depth = max(
+            [depth, int(loaded.tune_blocks or 0), *(1 + block for block in loaded.head.options.get("blocks", []))]
+        )
+    run_it(name, [] if loaded.task == "tokenizer" else narrow(of, depth), shards, tmp_path)
 
 
 @pytest.mark.slow
