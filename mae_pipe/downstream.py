@@ -23,7 +23,7 @@ from mae_pipe.evaluate import agree_on_buffers, evaluate
 from mae_pipe.fitting import Plain, prepare, summary_of
 from mae_pipe.journal import Journal
 from mae_pipe.live import Live
-from mae_pipe.opening import folder_of, opened
+from mae_pipe.opening import opened
 from mae_pipe.optim import Groups, Plan, layer_of, no_decay_finetuning, parameter_groups
 from mae_pipe.recipe import Downstream
 from mae_pipe.runs import Run
@@ -80,6 +80,7 @@ def downstream(
     Every process of a job calls it; alone it needs no launcher.
 
     Args:
+        run: a run folder; from scratch also the name or file of a pretraining recipe, and then ``shards`` and ``out``.
         shards: labelled shards; default: those that ``run`` was pretrained on.
         out: run folder, made or gone on with; default: ``folder_of``.
         from_scratch: do not load the pretrained weights, for comparison.
@@ -91,7 +92,8 @@ def downstream(
         recipe,
         catalog=catalog,
         shards=shards,
-        out=out or folder_of(run, recipe, from_scratch=from_scratch, how="cached" if cached else ""),
+        out=out,
+        how="cached" if cached else "",
         from_scratch=from_scratch,
         console=console,
     )

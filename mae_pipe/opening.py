@@ -21,10 +21,8 @@ from mae_pipe.features.recall import recall
 from mae_pipe.labelled import open_splits
 from mae_pipe.launch import Place
 from mae_pipe.optim import Plan
-from mae_pipe.recipe import Data, Downstream, Pretrain
+from mae_pipe.recipe import INHERITED, Data, Downstream, Pretrain
 from mae_pipe.runs import Run, about_data, about_plugins
-
-INHERITED = ("size", "mean", "std", "centre_share")  # from the pretrained run, where the recipe is silent
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,10 @@ class Opened:
 
     def recall(self, views: int) -> tuple[Features, Features]:
         """Have the head learn from features of both splits, instead of images."""
+        if not self.run.is_dir():
+            raise RunError(
+                f"features are kept in a run folder, and {self.run} is a recipe; give a RUN that was pretrained"
+            )
         fingerprint = self.about["encoder_fingerprint"]
         return recall(
             self.task,
@@ -76,7 +78,8 @@ def opened(
     *,
     catalog: Catalog,
     shards: Path | str | None,
-    out: Path,
+    out: Path | None,
+    how: str = "",
     from_scratch: bool,
     console: Console | None,
 ) -> Opened:
@@ -84,11 +87,12 @@ def opened(
 
     Nothing is written yet: what does not fit, such as a plugin that is not there, leaves no folder behind.
     """
-    pretrained = runs.read_recipe(run)
-    if not isinstance(pretrained, Pretrain):
-        raise RunError(f"{run} is a {pretrained.task} run; give the run folder that mae-pipe pretrain wrote")
+    pretrained = runs.pretraining_of(run, from_scratch=from_scratch)
+    if not run.is_dir() and not (shards and out):
+        raise RunError(f"{run} is a recipe, which has no shards and no folder; give --shards and --out")
     recipe = inherit(recipe, pretrained)
     shards = shards_of(shards, catalog, console) if shards else shards_of_run(runs.about(run), catalog, console)
+    out = out or folder_of(run, recipe, from_scratch=from_scratch, how=how)
     weights, fingerprint = (None, UNTRAINED) if from_scratch else read_weights(run)
 
     here = launch.join()
@@ -97,7 +101,7 @@ def opened(
     classes, stream, held_out = open_splits(shards, recipe, share, catalog, wanted, begun=runs.begun_order(out))
     task = Classification.from_recipe(recipe, pretrained, weights, catalog, classes=len(classes))
     about = {
-        "pretrained": str(run.resolve()),
+        "pretrained": str(run.resolve()) if run.is_dir() else str(run),
         "from_scratch": from_scratch,
         "encoder_fingerprint": fingerprint,
         "main": task.head.main,
