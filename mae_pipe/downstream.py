@@ -19,12 +19,11 @@ from mae_pipe.data.stream import Stream
 from mae_pipe.disk import write_whole
 from mae_pipe.engine import Engine
 from mae_pipe.engine.state import AVERAGE, WEIGHT
-from mae_pipe.errors import RunError
 from mae_pipe.evaluate import agree_on_buffers
 from mae_pipe.fitting import Plain, measured, prepare
 from mae_pipe.journal import Journal
 from mae_pipe.live import Live
-from mae_pipe.opening import folder_of, opened
+from mae_pipe.opening import opened
 from mae_pipe.optim import Groups, Plan, layer_of, no_decay_finetuning, parameter_groups
 from mae_pipe.recipe import Downstream
 from mae_pipe.runs import Run
@@ -88,14 +87,13 @@ def downstream(
         cached: a probe learns from features, which are computed once and kept in ``run``.
         views: with ``cached``, random crops of every training image; 0: its centre view.
     """
-    if not run.is_dir() and from_scratch and not (shards and out):
-        raise RunError(f"{run} is a recipe, which has no shards and no folder; give --shards and --out")
     begun = opened(
         run,
         recipe,
         catalog=catalog,
         shards=shards,
-        out=out or folder_of(run, recipe, from_scratch=from_scratch, how="cached" if cached else ""),
+        out=out,
+        how="cached" if cached else "",
         from_scratch=from_scratch,
         console=console,
     )

@@ -49,6 +49,10 @@ class Opened:
 
     def recall(self, views: int) -> tuple[Features, Features]:
         """Have the head learn from features of both splits, instead of images."""
+        if not self.run.is_dir():
+            raise RunError(
+                f"features are kept in a run folder, and {self.run} is a recipe; give a RUN that was pretrained"
+            )
         fingerprint = self.about["encoder_fingerprint"]
         return recall(
             self.task,
@@ -74,7 +78,8 @@ def opened(
     *,
     catalog: Catalog,
     shards: Path | str | None,
-    out: Path,
+    out: Path | None,
+    how: str = "",
     from_scratch: bool,
     console: Console | None,
 ) -> Opened:
@@ -83,8 +88,11 @@ def opened(
     Nothing is written yet: what does not fit, such as a plugin that is not there, leaves no folder behind.
     """
     pretrained = runs.pretraining_of(run, from_scratch=from_scratch)
+    if not run.is_dir() and not (shards and out):
+        raise RunError(f"{run} is a recipe, which has no shards and no folder; give --shards and --out")
     recipe = inherit(recipe, pretrained)
     shards = shards_of(shards, catalog, console) if shards else shards_of_run(runs.about(run), catalog, console)
+    out = out or folder_of(run, recipe, from_scratch=from_scratch, how=how)
     weights, fingerprint = (None, UNTRAINED) if from_scratch else read_weights(run)
 
     here = launch.join()

@@ -22,6 +22,8 @@ from mae_pipe.errors import RecipeError, RunError
 from mae_pipe.features import heads
 from mae_pipe.features.folder import Features
 from mae_pipe.features.heads import Setting
+from mae_pipe.features.logistic import chosen as searched
+from mae_pipe.features.logistic import fit
 from mae_pipe.features.regression import regression
 from mae_pipe.features.rules import rule_of
 from mae_pipe.features.sweep import sweep
@@ -249,3 +251,33 @@ def test_a_result_says_how_it_came_about(run: Path) -> None:
     kept = json.loads((result.folder / "result.json").read_text())
     assert (kept["how"], len(kept["tried"]), kept["chosen_on"]) == ("sweep", 2, "'val'")
     assert kept["top1"] == max(row["top1"] for row in kept["tried"])
+
+
+@pytest.mark.parametrize("c", [0.05, 2.0])
+def test_a_fit_has_scikit_learns_coefficients(c: float) -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 4, 300)
+    features = random.normal(size=(300, 12)) + 0.5 * random.normal(size=(4, 12))[labels]
+    theirs = linear_model.LogisticRegression(C=c, max_iter=5000, tol=1e-8).fit(features, labels)
+    ours = fit(torch.from_numpy(features), torch.from_numpy(labels), 4, c, tolerance=1e-7)
+    assert ours.converged
+    assert np.abs(ours.weights.numpy() - theirs.coef_).max() < 1e-3
+    # Biases are not penalised, so all of them may be moved together.
+    moved = [biases - biases.mean() for biases in (ours.biases.numpy(), theirs.intercept_)]
+    assert np.abs(moved[0] - moved[1]).max() < 1e-3
+
+
+def test_c_is_searched_about_the_best_down_to_an_eighth_of_a_decade() -> None:
+    torch.manual_seed(0)
+    labels = torch.arange(160) % 4
+    features = (torch.randn(160, 10) + torch.eye(4).repeat(1, 3)[:, :10][labels]).double()
+    tried = searched(features[:100], labels[:100], features[100:], labels[100:], 4)
+    powers = [float(np.log10(c)) for c, _, _ in tried]
+    peak = max(tried, key=lambda one: (one[2]["top1"], -one[2]["loss"]))
+    at = float(np.log10(peak[0]))
+    assert powers == sorted(powers)
+    assert min(abs(power - at) for power in powers if power != at) == pytest.approx(0.125, abs=1e-6)
+    assert len(tried) <= 7 + 2 * 4
+    alone = fit(features[:100], labels[:100], 4, peak[0])
+    assert torch.allclose(alone.weights, peak[1].weights, atol=5e-3)  # wherever it began

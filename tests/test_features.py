@@ -282,9 +282,7 @@ def test_the_commands_of_the_page_run_as_they_stand(run: Path, shards: Path, tmp
             given += [word for change in (*quick, "schedule.warmup_epochs=0") for word in ("--set", change)]
             given += [] if "--recipe" in line else ["--recipe", "probe_digits"]
         if "--nproc" not in line:  # that starts processes, and is another test
-            began = time.time()
             shown = CliRunner().invoke(cli._group, given)
-            print(line, time.time() - began)
             assert shown.exit_code == 0, (given, shown.output, shown.exception)
     assert {path.name for path in run.glob("probe*")} == {
         "probe-cached", "probe-knn-cached", "probe-attentive-cached", "probe-sweep", "probe-logistic",

@@ -60,7 +60,7 @@ def fit(
         max_iter=iterations,
         max_eval=2 * iterations,
         tolerance_grad=tolerance,
-        tolerance_change=1e-14,
+        tolerance_change=1e-16,
         history_size=10,
         line_search_fn="strong_wolfe",
     )

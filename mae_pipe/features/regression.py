@@ -13,7 +13,7 @@ from mae_pipe.errors import RecipeError
 from mae_pipe.features import heads, logistic
 from mae_pipe.features.results import Probed, alone, keep, on_device, parted
 from mae_pipe.fitting import Plain
-from mae_pipe.opening import folder_of, opened
+from mae_pipe.opening import opened
 from mae_pipe.recipe import Chosen, Downstream
 from mae_pipe.stopping import stopping_at_once
 
@@ -45,9 +45,10 @@ def regression(
         raise RecipeError("--held-out 0 leaves no images to choose L2 on; give a share such as 0.1")
     pool = recipe.head.options.get("pool")
     plain = Chosen(name=recipe.head.name, options={"pool": pool} if pool else {})
-    out = out or folder_of(run, recipe, from_scratch=from_scratch, how=HOW)
     recipe = recipe.model_copy(update={"head": plain, "label_smoothing": 0.0})
-    begun = opened(run, recipe, catalog=catalog, shards=shards, out=out, from_scratch=from_scratch, console=console)
+    begun = opened(
+        run, recipe, catalog=catalog, shards=shards, out=out, how=HOW, from_scratch=from_scratch, console=console
+    )
     alone(begun, HOW)
     head = begun.task.head
     _, layer = heads.parts_of(head)

@@ -17,7 +17,7 @@ from mae_pipe.features.heads import Heads, Setting, Split
 from mae_pipe.features.results import Probed, alone, keep, on_device, parted
 from mae_pipe.fitting import Plain
 from mae_pipe.live import Live
-from mae_pipe.opening import Opened, folder_of, opened
+from mae_pipe.opening import Opened, opened
 from mae_pipe.optim import Plan
 from mae_pipe.recipe import Downstream
 from mae_pipe.stopping import stopping_at_once
@@ -53,8 +53,9 @@ def sweep(
             is measured chooses.
         views, shards, out, from_scratch: as for ``downstream``.
     """
-    out = out or folder_of(run, recipe, from_scratch=from_scratch, how=HOW)
-    begun = opened(run, recipe, catalog=catalog, shards=shards, out=out, from_scratch=from_scratch, console=console)
+    begun = opened(
+        run, recipe, catalog=catalog, shards=shards, out=out, how=HOW, from_scratch=from_scratch, console=console
+    )
     alone(begun, HOW)
     recipe, head = begun.recipe, begun.task.head
     heads.parts_of(head)
