@@ -19,7 +19,7 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.contracts import Grid, MaskSampler
 from mae_pipe.data.batch import Batch
 from mae_pipe.errors import MaePipeError, PluginError, RecipeError, RunError
-from mae_pipe.interop import from_official, to_official, to_timm
+from mae_pipe.interop.official import from_official, to_official, to_timm
 from mae_pipe.masking import Mask
 from mae_pipe.patches import patchify
 from mae_pipe.pixels import normalise, pixels_of
