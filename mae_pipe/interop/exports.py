@@ -17,7 +17,9 @@ from mae_pipe.interop.leaving import model_of_run, ordered
 from mae_pipe.interop.model import Model
 from mae_pipe.weights import to_safetensors
 
-_TIMM = {  # (width, depth, heads, patch) -> timm's name; others are written as changes of the first
+_TIMM: dict[
+    tuple[object, ...], str
+] = {  # (width, depth, heads, patch) -> timm's name; others are written as changes of the first
     (768, 12, 12, 16): "vit_base_patch16_224",
     (192, 12, 3, 16): "vit_tiny_patch16_224",
     (384, 12, 6, 16): "vit_small_patch16_224",
@@ -61,12 +63,12 @@ def _official(model: Model, out: Path) -> list[str]:
     _plain(model, "the official code")
     if model.head is not None and (model.head.pool == "mean") != (model.head.norm == "own"):
         raise RunError(
-            "the official code knows a classifier of the class token, or of the mean with a norm of its own; this one is "
-            "of the mean of normed tokens; export it with --to timm"
+            "the official code knows a classifier of the class token, or of the mean with a norm of its own; this one "
+            "is of the mean of normed tokens; export it with --to timm"
         )
     file = io.BytesIO()
     torch.save({"model": ordered(model)}, file)
-    write_whole(out, file.getbuffer())
+    write_whole(out, file.getvalue())
     return _without(model)
 
 
@@ -101,7 +103,7 @@ def _timm(model: Model, out: Path) -> list[str]:
         "custom_load": False,
     }
     config: dict[str, Any] = {
-        "architecture": _TIMM.get(known, "vit_base_patch16_224"),  # type: ignore[call-overload]
+        "architecture": _TIMM.get(known, "vit_base_patch16_224"),
         "num_classes": of_file["num_classes"],
         "num_features": shape.width,
         "global_pool": of_model["global_pool"],

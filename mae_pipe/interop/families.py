@@ -61,7 +61,9 @@ FAMILIES = {  # in the order in which they are looked for
     "huggingface": Family(
         "transformers' ViTMAE, ViT",
         re.compile(r"(vit\.)?embeddings\..*|decoder\.decoder_.*"),
-        re.compile(r"(vit\.)?(embeddings|encoder\.layer|layers|layernorm|pooler)\..*|decoder\.(decoder_.*|mask_token)"),
+        re.compile(
+            r"(vit\.)?(embeddings|encoder\.layer\.\d+|layers\.\d+|layernorm|pooler)\..*|classifier\..*|decoder\.(decoder_.*|mask_token)"
+        ),
         huggingface.to_official,
     ),
     "official": Family(
@@ -91,7 +93,7 @@ def recognise(weights: Mapping[str, Tensor], under: str, what: str) -> str:
     biased = [name for name in weights if _BEIT.fullmatch(name)]
     if biased:
         raise DataError(
-            f"{what} is a BEiT: its attention adds a bias of relative positions ({biased[0]!r}) that our encoder has not"
+            f"{what} is a BEiT: its attention adds a bias of relative positions ({biased[0]!r}) that ours has not"
             "; give a ViT with a table of positions, or use BEiT as a teacher of the target 'feature'"
         )
     if "mask_token" in weights and "blocks.0.ls1.gamma" in weights:
@@ -101,9 +103,9 @@ def recognise(weights: Mapping[str, Tensor], under: str, what: str) -> str:
             # Without a decoder the official names are timm's; they differ in how the file is wrapped.
             return "official" if name == "timm" and under == "model" else name
     fits = {name: sum(bool(f.names.fullmatch(each)) for each in weights) for name, f in FAMILIES.items()}
-    best = max(fits, key=lambda name: fits[name])
+    best = max(reversed(fits), key=lambda name: fits[name])  # where they tie, the plainer one
     unfit = [name for name in weights if not FAMILIES[best].names.fullmatch(name)]
     raise DataError(
-        f"{what} has names of no family that is known here ({', '.join(FAMILIES)}); the closest is {best}, which has no "
+        f"{what} has names of no known family ({', '.join(FAMILIES)}); the closest is {best}, which has no "
         f"{listed(unfit)}; rename them, or give --from if you know better"
     )

@@ -16,7 +16,7 @@ from mae_pipe.interop.model import Model, check, listed
 from mae_pipe.interop.official import own_name
 from mae_pipe.interop.shapes import Hints, hints_beside, model_of
 from mae_pipe.interop.source import Source, read
-from mae_pipe.recipe import Chosen, Downstream, MaskChoice, Pretrain, TargetChoice
+from mae_pipe.recipe import Chosen, DecoderShape, Downstream, MaskChoice, Pretrain, TargetChoice
 from mae_pipe.runs import Run
 from mae_pipe.weights import entry_of
 
@@ -75,13 +75,12 @@ def understood(source: Source, family: str | None, given: Hints, target: str | N
         aside = [n for n in weights if n.startswith((*_HEAD, "decoder_")) or n == "mask_token"]
         weights, left_out = {n: w for n, w in weights.items() if n not in aside}, [*left_out, *aside]
     if any(name.startswith("pre_logits.") for name in weights):
+        raise DataError(f"{what} has a layer pre_logits before its classifier, which ours has not; give --encoder-only")
+    bare = "head.weight" not in weights
+    if bare and ("fc_norm.weight" in weights or (encoder_only and "norm.weight" not in weights)):
         raise DataError(
-            f"{what} has a layer pre_logits before its classifier, which ours have not; give --encoder-only"
-        )
-    if "fc_norm.weight" in weights and "head.weight" not in weights or encoder_only and "norm.weight" not in weights:
-        raise DataError(
-            f"{what} has no final norm of its encoder: it was finetuned with a norm of the mean instead; import it with "
-            "its classifier, or give the pretrained weights"
+            f"{what} has no final norm of its encoder: it was finetuned with a norm of the mean instead; import it "
+            "with its classifier, or give the pretrained weights"
         )
     if source.left_out:
         said.append(f"left out what else the file holds: {', '.join(source.left_out)}")
@@ -89,6 +88,8 @@ def understood(source: Source, family: str | None, given: Hints, target: str | N
         said.append(f"left out {listed(left_out)}")
     said += _eps(source, what)
     model = model_of(weights, _hints(source, given, target), family, what)
+    if model.head and model.head.norm == "encoder" and "global_pool" not in source.config and family != "huggingface":
+        said.append("the file does not say what its classifier looks at; taken as the class token")
     if target is None and model.decoder and not {"norm_pix_loss"} & {*source.config, *source.arguments}:
         said.append(f"the file does not say which pixels its decoder predicts; taken as {model.target} (--target)")
     if not {"image_mean"} & {*source.processor} and "mean" not in source.config.get("pretrained_cfg", {}):
@@ -154,7 +155,7 @@ def _write(arrival: Arrival, source: Source, out: Path) -> None:
             about=where,
             data=model.data,
             encoder=model.encoder,
-            **({} if model.decoder is None else {"decoder": model.decoder}),
+            decoder=model.decoder or DecoderShape(),
             mask=MaskChoice(ratio=model.ratio),
             target=TargetChoice(name=model.target),
         )

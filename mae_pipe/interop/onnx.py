@@ -108,8 +108,8 @@ def write(model: Model, out: Path, *, features: str, normalise: bool) -> list[st
                 worst = max(worst, float(np.abs(theirs - network(images[:count]).numpy()).max()))
             if not worst <= TOLERANCE:
                 raise MaePipeError(
-                    f"ONNX Runtime's numbers differ by {worst:.1e} from PyTorch's, more than {TOLERANCE:g}; {out} was not "
-                    "kept, so try other versions of onnx and onnxruntime"
+                    f"ONNX Runtime's numbers differ by {worst:.1e} from PyTorch's, more than {TOLERANCE:g}; {out} was "
+                    "not kept, so try other versions of onnx and onnxruntime"
                 )
             new.replace(out)
         finally:

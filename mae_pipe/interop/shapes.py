@@ -151,8 +151,7 @@ def _one(sides: tuple[int, int]) -> int | tuple[int, int]:
 
 def hints_beside(config: Mapping[str, Any], processor: Mapping[str, Any], arguments: Mapping[str, Any]) -> Hints:
     """What Hugging Face's or timm's config, an image processor and the training's arguments say."""
-    timms = config.get("pretrained_cfg") if isinstance(config.get("pretrained_cfg"), dict) else {}
-    of_model = config.get("model_args") if isinstance(config.get("model_args"), dict) else {}
+    timms, of_model = _table(config, "pretrained_cfg"), _table(config, "model_args")
     size, labels = config.get("image_size"), config.get("id2label")
     pixels = config.get("norm_pix_loss", arguments.get("norm_pix_loss", True))
     share, pool = timms.get("crop_pct"), config.get("global_pool", "token")
@@ -163,11 +162,18 @@ def hints_beside(config: Mapping[str, Any], processor: Mapping[str, Any], argume
         mean=_three(processor.get("image_mean", timms.get("mean"))),
         std=_three(processor.get("image_std", timms.get("std"))),
         crop=share if isinstance(share, float) else None,
-        classes=tuple(str(labels[str(n)]) for n in range(len(labels))) if _numbered(labels) else None,
+        classes=tuple(str(labels[str(n)]) for n in range(len(labels)))
+        if labels is not None and _numbered(labels)
+        else None,
         token=pool != "avg",
         target="normalized_pixel" if pixels else "pixel",
         ratio=float(config.get("mask_ratio", arguments.get("mask_ratio", 0.75))),
     )
+
+
+def _table(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    found = config.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _whole(value: Any) -> int | None:

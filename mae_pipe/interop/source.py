@@ -56,14 +56,16 @@ def read(path: Path) -> Source:
         tree |= read_foreign(file)
     folder = files[0].parent
     beside = [folder / name for name in ("config.json", "preprocessor_config.json")]
-    under, left_out, arguments = [], [], {}
+    under: list[str] = []
+    left_out: list[str] = []
+    arguments: dict[str, Any] = {}
     while isinstance(tree, dict) and not all(isinstance(value, Tensor) for value in tree.values()):
         key = next((key for key in INSIDE if isinstance(tree.get(key), dict)), None)
         if key is None:
             break
         left_out += [str(name) for name in tree if name != key]
         if isinstance(tree.get("args"), argparse.Namespace):
-            arguments = vars(tree["args"])
+            arguments = dict(vars(tree["args"]))
         under.append(key)
         tree = tree[key]
     if not isinstance(tree, dict) or not tree or not all(isinstance(value, Tensor) for value in tree.values()):
