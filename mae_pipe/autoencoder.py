@@ -129,9 +129,8 @@ class Encoder(VisionTransformer):
         own: list[Tensor] = [token for token in (self.cls_token, self.reg_token) if token is not None]
         if not own:
             return patches
-        first = (torch.cat(own, dim=1) + self.pos_embed[:, : self.num_prefix_tokens]).expand(
-            patches.shape[0], -1, -1
-        )  # len() would fix a batch that is traced
+        first = torch.cat(own, dim=1) + self.pos_embed[:, : self.num_prefix_tokens]
+        first = first.expand(patches.shape[0], -1, -1)  # len() would fix the batch of a traced graph
         return torch.cat([first.to(patches.dtype), patches], dim=1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Encoder:

@@ -20,7 +20,10 @@ from mae_pipe.interop.exports import send_out
 from mae_pipe.interop.imports import bring_in
 from mae_pipe.interop.model import Model
 from mae_pipe.interop.official import own_name
+from mae_pipe.recipe import Data, Pretrain
 from mae_pipe.reconstruct import load
+from mae_pipe.tasks import Pretraining
+from mae_pipe.weights import to_safetensors
 
 from .travelling import (
     HEADS,
@@ -140,3 +143,22 @@ def test_registers_and_layer_scale_travel_to_timm_and_back(tmp_path: Path) -> No
         near(back.forward_features(images(32)), wanted)
     with pytest.raises(RunError, match="4 class tokens"):
         send_out(tmp_path / "run", "official", tmp_path / "no.pth")
+
+
+@pytest.mark.parametrize(
+    ("data", "patch", "why"),
+    [(Data(size=(32, 64)), 8, "images of 32 x 64"), (Data(size=32), (8, 4), "patches of 8 x 4")],
+)
+def test_what_is_not_square_goes_to_timm_alone(tmp_path: Path, data: Data, patch: Any, why: str) -> None:
+    chosen = Pretrain(encoder=TINY.encoder.model_copy(update={"patch": patch}), decoder=WHOLE.decoder, data=data)
+    weights = Pretraining.from_recipe(chosen, Catalog()).state_dict()
+    (tmp_path / "recipe.json").write_text(chosen.model_dump_json())
+    (tmp_path / "model.safetensors").write_bytes(to_safetensors(weights, {}))
+    for form in ("official", "huggingface"):
+        with pytest.raises(RunError, match=f"{why}.*--to timm"):
+            send_out(tmp_path, form)
+    theirs: Any = timm.create_model(f"local-dir:{send_out(tmp_path, 'timm')[0]}", pretrained=True).eval()
+    pixels = torch.randn(2, 3, *data.sides)
+    encoder = Pretraining.from_recipe(chosen, Catalog()).encoder.eval()
+    with torch.no_grad():
+        near(encoder(pixels), theirs.forward_features(pixels))

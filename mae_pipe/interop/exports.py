@@ -122,11 +122,7 @@ def _timm(model: Model, out: Path) -> list[str]:
 def _huggingface(model: Model, out: Path) -> list[str]:
     _plain(model, "transformers' ViT")
     shape, head, said = model.encoder, model.head, _without(model)
-    (height, width), (high, wide) = model.data.sides, shape.sides
-    if high != wide:
-        raise RunError(f"transformers' ViTMAE knows square patches only, these are {high} x {wide}; use --to timm")
-    if height != width and model.decoder is not None:
-        raise RunError(f"transformers' ViTMAE knows square images only, these are {height} x {width}; use --to timm")
+    (height, width), patch = model.data.sides, shape.sides[0]
     if head is not None and head.pool == "mean":
         raise RunError(
             "transformers' ViTForImageClassification looks at the class token, this model at the mean of the patches; "
@@ -143,8 +139,8 @@ def _huggingface(model: Model, out: Path) -> list[str]:
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "layer_norm_eps": 1e-6,
-        "image_size": height if height == width else [height, width],
-        "patch_size": high,
+        "image_size": height,
+        "patch_size": patch,
         "num_channels": model.data.channels,
         "qkv_bias": True,
         "dtype": "float32",
@@ -191,10 +187,13 @@ def _huggingface(model: Model, out: Path) -> list[str]:
 def _plain(model: Model, where: str) -> None:
     """Refuse what neither the official code nor transformers has."""
     shape = model.encoder
+    (height, width), (high, wide) = model.data.sides, shape.sides
     unlike = {
         f"{shape.class_tokens} class tokens": shape.class_tokens != 1,
         "layer scale": shape.layer_scale is not None,
         "a norm of queries and keys": shape.qk_norm,
+        f"patches of {high} x {wide} pixels": high != wide,
+        f"images of {height} x {width} pixels": height != width,
     }
     found = next((what for what, has in unlike.items() if has), None)
     if found:

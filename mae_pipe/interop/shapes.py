@@ -116,8 +116,9 @@ def _need(weights: Mapping[str, Tensor], name: str, dimensions: int, what: str) 
 
 
 def _depth(weights: Mapping[str, Tensor], blocks: str) -> int:
+    """How many blocks there are; a number that a block skips is found by the check of all names."""
     found = (re.match(rf"{blocks}\.(\d+)\.", name) for name in weights)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
+    return len({match[1] for match in found if match})
 
 
 def _heads(known: Mapping[int, int], width: int, option: str, what: str) -> int:
