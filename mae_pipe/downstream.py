@@ -29,7 +29,7 @@ from mae_pipe.journal import Journal
 from mae_pipe.labelled import open_splits
 from mae_pipe.live import Live
 from mae_pipe.optim import Groups, Plan, layer_of, no_decay_finetuning, parameter_groups
-from mae_pipe.recipe import Data, Downstream, Pretrain
+from mae_pipe.recipe import INHERITED, Data, Downstream, Pretrain
 from mae_pipe.runs import Run, about_data, about_plugins
 from mae_pipe.stopping import stopping_at_once
 from mae_pipe.trainer import train
@@ -38,7 +38,6 @@ from mae_pipe.weights import entry_of
 
 MODEL = "model.safetensors"
 RESULT = "result.json"
-INHERITED = ("size", "mean", "std", "centre_share")  # from the pretrained run, where the recipe is silent
 
 
 @dataclass(frozen=True)
@@ -83,13 +82,14 @@ def downstream(
     Every process of a job calls it; alone it needs no launcher.
 
     Args:
+        run: a run folder; from scratch also the name or file of a pretraining recipe, and then ``shards`` and ``out``.
         shards: labelled shards; default: those that ``run`` was pretrained on.
         out: run folder, made or gone on with; default: ``folder_of``.
         from_scratch: do not load the pretrained weights, for comparison.
     """
-    pretrained = runs.read_recipe(run)
-    if not isinstance(pretrained, Pretrain):
-        raise RunError(f"{run} is a {pretrained.task} run; give the run folder that mae-pipe pretrain wrote")
+    pretrained = runs.pretraining_of(run, from_scratch=from_scratch)
+    if not run.is_dir() and not (shards and out):
+        raise RunError(f"{run} is a recipe, which has no shards and no folder; give --shards and --out")
     recipe = inherit(recipe, pretrained)
     shards = shards_of(shards, catalog, console) if shards else shards_of_run(runs.about(run), catalog, console)
     out = out or folder_of(run, recipe, from_scratch=from_scratch)
@@ -105,7 +105,7 @@ def downstream(
     folder, groups = Run(out, rank=here.rank), groups_of(task, recipe)
     prepare(task, recipe, groups, stream, folder)
     about = {
-        "pretrained": str(run.resolve()),
+        "pretrained": str(run.resolve()) if run.is_dir() else str(run),
         "from_scratch": from_scratch,
         "encoder_fingerprint": fingerprint,
         "main": task.head.main,

@@ -99,7 +99,7 @@ class Plan:
             global_batch=data.global_batch,
             micro_batch=micro,
             accumulation=share // micro,
-            steps=max(1, math.floor(schedule.epochs * images / data.global_batch + 1e-9)),
+            steps=recipe.steps(images),
             peak_lr=recipe.lr,
             min_lr=schedule.min_lr,
             epochs=schedule.epochs,

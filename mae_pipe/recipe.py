@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Iterable
 from importlib import resources
@@ -37,6 +38,7 @@ from mae_pipe.tables import (
 )
 
 __all__ = [
+    "INHERITED",
     "TASKS",
     "Chosen",
     "Data",
@@ -57,10 +59,19 @@ __all__ = [
     "TargetChoice",
     "Tokenizer",
     "TokenizerShape",
+    "families",
     "load",
     "names",
     "parse",
+    "text_of",
 ]
+
+INHERITED = (
+    "size",
+    "mean",
+    "std",
+    "centre_share",
+)  # of [data]: from the pretrained run, where a head's recipe is silent
 
 
 class Recipe(Table):
@@ -99,6 +110,10 @@ class Recipe(Table):
     def lr(self) -> float:
         """The peak learning rate: base_lr x global batch / 256 (Goyal et al. 2017)."""
         return self.optimizer.base_lr * self.data.global_batch / 256
+
+    def steps(self, images: int) -> int:
+        """Optimizer steps of all epochs of so many images."""
+        return max(1, math.floor(self.schedule.epochs * images / self.data.global_batch + 1e-9))
 
     def fingerprint(self) -> str:
         """A hash of every value: two runs with the same one compute the same thing."""
@@ -179,10 +194,23 @@ TASKS: dict[str, type[Recipe]] = {
 R = TypeVar("R", bound=Recipe)
 
 
+def families() -> dict[str, list[str]]:
+    """The built-in recipes, by the folder that their files are in."""
+    found: dict[str, list[str]] = {}
+    for name, file in _files().items():
+        found.setdefault(file.parent.name, []).append(name)
+    return found
+
+
 def names() -> list[str]:
     """The built-in recipes."""
-    folder = resources.files("mae_pipe") / "recipes"
-    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+    return sorted(_files())
+
+
+def _files() -> dict[str, Path]:
+    """Name -> file. The package is always unpacked, as it holds a library in C."""
+    with resources.as_file(resources.files("mae_pipe") / "recipes") as folder:
+        return {file.stem: file for file in sorted(folder.rglob("*.toml"))}
 
 
 def load(name_or_path: str, changes: Iterable[str] = (), *, task: str | None = None) -> Recipe:
@@ -190,7 +218,7 @@ def load(name_or_path: str, changes: Iterable[str] = (), *, task: str | None = N
 
     Where a change names another plugin, the options of the old one are left behind.
     """
-    text, origin = _text(name_or_path)
+    text, origin = text_of(name_or_path)
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -214,18 +242,19 @@ def parse(values: dict[str, Any], origin: str, *, task: str | None = None) -> Re
         raise RecipeError(f"the recipe {origin}: {_say(error, model)}") from error
 
 
-def _text(name_or_path: str) -> tuple[str, str]:
+def text_of(name_or_path: str) -> tuple[str, str]:
+    """The file of a built-in recipe or at a path, as it is; and what errors call it."""
     path = Path(name_or_path)
     if path.suffix == ".toml" or (path.exists() and name_or_path not in names()):  # a folder may be called "digits"
         if not path.is_file():
-            raise RecipeError(f"there is no recipe file {path}; built-in recipes are {', '.join(names())}")
+            raise RecipeError(f"there is no recipe file {path}; mae-pipe recipes lists those that are built in")
         return path.read_text(encoding="utf-8"), str(path)
     if name_or_path not in names():
         raise RecipeError(
             f"there is no recipe {name_or_path!r}{closest(name_or_path, names())}; "
-            f"built-in are {', '.join(names())}, or give the path of a .toml file"
+            "mae-pipe recipes lists those that are built in, or give the path of a .toml file"
         )
-    return (resources.files("mae_pipe") / "recipes" / f"{name_or_path}.toml").read_text("utf-8"), name_or_path
+    return _files()[name_or_path].read_text(encoding="utf-8"), name_or_path
 
 
 def _set(values: dict[str, Any], change: str) -> None:

@@ -24,7 +24,10 @@ from tests.workers import elastic
 from tests.workers.elastic import BEFORE, DECAY, Model
 from tests.workers.stages import noise
 
-QUICK = ("1.1.fp32.ema", "2.2.fp32.ema")
+OFFLOADED = "1.2.fp32.offload_optimizer=cpu.ema"
+# With LARS, whose momentum goes the same way (tests/test_lars.py); in three parts most tensors are padded.
+QUICK = ("1.1.fp32.optimizer=lars.ema", "3.2.fp32.optimizer=lars.ema")
+ADAMW = ("1.1.fp32.ema", "2.1.fp32.ema", "2.2.fp32.ema", "3.3.fp32.ema")
 
 
 def by_formula(weights: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -35,7 +38,7 @@ def by_formula(weights: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("setting", ["1.1.fp32.ema", "1.2.bf16.ema", "1.3.fp32.ema", "1.1.bf16.ema"])
+@pytest.mark.parametrize("setting", ["1.1.fp32.ema", "1.2.bf16.ema", "1.3.fp32.ema", "1.1.bf16.ema", OFFLOADED])
 def test_it_is_the_plain_formula_and_leaves_no_trace(tmp_path: Path, setting: str) -> None:
     model, images = Model(setting, tmp_path), noise(np.arange(4))
     engine = model.engine
@@ -76,15 +79,19 @@ def test_it_is_the_plain_formula_and_leaves_no_trace(tmp_path: Path, setting: st
 
 
 @pytest.mark.parametrize(
-    "settings", [QUICK, pytest.param((*QUICK, "2.1.fp32.ema", "3.3.fp32.ema"), marks=pytest.mark.slow)]
+    ("settings", "moments"),
+    [(QUICK, {"momentum_buffer"}), pytest.param(ADAMW, {"exp_avg", "exp_avg_sq"}, marks=pytest.mark.slow)],
 )
-def test_any_ranks_keep_the_same_and_go_on_with_each_others(tmp_path: Path, settings: tuple[str, ...]) -> None:
+def test_any_ranks_keep_the_same_and_go_on_with_each_others(
+    tmp_path: Path, settings: tuple[str, ...], moments: set[str]
+) -> None:
     work(elastic, tmp_path, *settings)
     found = json.loads((tmp_path / "found.json").read_text())
     assert {
         pair: other for pair, other in found["other"].items() if other
     } == {}  # to the last bit, also there and back
     archives = [Archive.of(tmp_path / one / "checkpoints" / f"step-{BEFORE:07d}") for one in settings]
+    assert archives[0].kinds == {"weight", "whole", AVERAGE, *moments}
     for (kind, name), other in product(archives[0].names, archives[1:]):
         if kind == AVERAGE and "qkv.bias" not in name:  # the gradient of a key's bias is nothing but rounding
             assert torch.allclose(archives[0].whole(kind, name), other.whole(kind, name), rtol=0, atol=2e-6), name

@@ -61,6 +61,7 @@ class Engine:
             give_back_memory()
         library = deepspeed()
         config, precision = config_of(recipe, micro_batch), PRECISIONS[recipe.engine.precision]
+        self._linear = torch.nn.functional.linear
         if recipe.engine.sharded_construction:
             part(task, config, self.device, precision)
         else:
@@ -68,7 +69,6 @@ class Engine:
         recompute(task, recipe.engine.checkpoint_blocks)
         if recipe.engine.compile:
             compile_blocks(task)
-        self._linear = torch.nn.functional.linear
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # prints of memory, without end
             warnings.simplefilter("ignore")
             self._engine, self._optimizer, _, _ = library.initialize(
