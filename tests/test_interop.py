@@ -20,7 +20,7 @@ from mae_pipe.interop.exports import send_out
 from mae_pipe.interop.imports import bring_in
 from mae_pipe.interop.model import Model
 from mae_pipe.interop.official import own_name
-from mae_pipe.recipe import Data, Pretrain
+from mae_pipe.recipe import Data, DecoderShape, Pretrain
 from mae_pipe.reconstruct import load
 from mae_pipe.tasks import Pretraining
 from mae_pipe.weights import to_safetensors
@@ -150,7 +150,8 @@ def test_registers_and_layer_scale_travel_to_timm_and_back(tmp_path: Path) -> No
     [(Data(size=(32, 64)), 8, "images of 32 x 64"), (Data(size=32), (8, 4), "patches of 8 x 4")],
 )
 def test_what_is_not_square_goes_to_timm_alone(tmp_path: Path, data: Data, patch: Any, why: str) -> None:
-    chosen = Pretrain(encoder=TINY.encoder.model_copy(update={"patch": patch}), decoder=WHOLE.decoder, data=data)
+    small = DecoderShape(width=32, depth=1, heads=4)
+    chosen = Pretrain(decoder=small, encoder=TINY.encoder.model_copy(update={"patch": patch}), data=data)
     weights = Pretraining.from_recipe(chosen, Catalog()).state_dict()
     (tmp_path / "recipe.json").write_text(chosen.model_dump_json())
     (tmp_path / "model.safetensors").write_bytes(to_safetensors(weights, {}))

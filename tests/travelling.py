@@ -82,7 +82,7 @@ def logits_of(run: Path, pixels: Tensor) -> Tensor:
     assert isinstance(recipe, Downstream)
     model = model_of_run(run)
     assert model.head is not None
-    pretrained = Pretrain(data=recipe.data, encoder=model.encoder)
+    pretrained = Pretrain(data=Data(size=recipe.data.size), encoder=model.encoder)
     task = Classification.from_recipe(recipe, pretrained, None, Catalog(), classes=len(model.head.classes))
     task.load_state_dict(load_file(run / "model.safetensors"))
     with torch.no_grad():
