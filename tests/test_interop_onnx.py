@@ -43,6 +43,7 @@ def test_a_classifier_with_its_normalisation_inside(tmp_path: Path) -> None:
     assert sorted(path.name for path in out.parent.iterdir()) == ["model.onnx"]
 
 
+@pytest.mark.slow
 def test_an_encoders_features(tmp_path: Path) -> None:
     run = imported(TINY, tmp_path)
     tokens = features_of(run, images(32, 3))
