@@ -1,7 +1,7 @@
 """The asymmetric autoencoder: a timm ViT that leaves hidden patches out, and a small decoder.
 
 Legend in ``contracts.py``. Sizes, order and initial weights are the official ones (MAE, He et
-al. 2022), so its state dict maps to the official one name by name (``interop.py``).
+al. 2022), so its state dict maps to the official one name by name (``interop/official.py``).
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ class Encoder(VisionTransformer):
         own: list[Tensor] = [token for token in (self.cls_token, self.reg_token) if token is not None]
         if not own:
             return patches
-        first = (torch.cat(own, dim=1) + self.pos_embed[:, : self.num_prefix_tokens]).expand(len(patches), -1, -1)
+        first = torch.cat(own, dim=1) + self.pos_embed[:, : self.num_prefix_tokens]
+        first = first.expand(patches.shape[0], -1, -1)  # len() would fix the batch of a traced graph
         return torch.cat([first.to(patches.dtype), patches], dim=1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Encoder:

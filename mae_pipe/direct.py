@@ -19,7 +19,7 @@ from mae_pipe.data.place import INDEX
 from mae_pipe.data.scan import Source, scan
 from mae_pipe.data.sources import open_source, recognised
 from mae_pipe.disk import write_whole, writing
-from mae_pipe.errors import DataError
+from mae_pipe.errors import DataError, RunError
 from mae_pipe.remote import mirrored
 from mae_pipe.sharding import build
 from mae_pipe.wording import counted
@@ -80,6 +80,8 @@ def shards_of(given: Path | str, catalog: Catalog, console: Console | None = Non
 
 def shards_of_run(about: Mapping[str, Any], catalog: Catalog, console: Console | None = None) -> Path:
     """The shards that a run's ``about`` names; an index that the cache no longer holds is made again."""
+    if "shards" not in about:
+        raise RunError("the run was imported and has no shards of its own; give some with --shards")
     shards = Path(about["shards"])
     gone = READ_FROM in about and not (shards / NAME).exists()
     return shards_of(about[READ_FROM], catalog, console) if gone else shards

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,3 +74,25 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
     with writing_whole(path) as file:
         file.write(content)
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes ``out`` when all is written.
+
+    Raises:
+        DiskError: ``out`` holds something already, or cannot be written.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise DiskError(f"{out} exists already; choose another --out")
+    new = out.with_name(f".{out.name}.tmp")
+    with writing(out.parent):
+        shutil.rmtree(new, ignore_errors=True)  # of one that was killed
+        new.mkdir(parents=True)
+        try:
+            yield new
+            new.replace(out)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        sync_folder(out.parent)

@@ -38,8 +38,8 @@ def inspect(
     split, step = "train", 0
     if is_run:
         about = runs.about(folder)
-        split = about["split"]
-        shards = shards or (found if (found := Path(about["shards"])).is_dir() else None)
+        split = about.get("split", split)  # an imported run has neither
+        shards = shards or (found if "shards" in about and (found := Path(about["shards"])).is_dir() else None)
         _, task, step = load(folder, catalog)
     else:
         task = Pretraining.from_recipe(chosen, catalog)

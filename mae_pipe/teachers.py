@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as from_safetensors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mae_pipe.autoencoder import Encoder, build_encoder
 from mae_pipe.contracts import Grid, View
-from mae_pipe.errors import PluginError, closest
+from mae_pipe.errors import DataError, PluginError, closest
+from mae_pipe.foreign_files import read_foreign
 from mae_pipe.recipe import Pretrain
 
 NO_WEIGHTS = "none"  # asked for by name, as a random teacher is rarely meant
@@ -148,19 +146,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str]:
     """Weights without running what the file may hold, and a fingerprint of the file."""
     if not path.is_file():
         raise PluginError(f"there is no file of weights {path}; give a .safetensors or .pth file")
-    content = path.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
     try:
-        if path.suffix == ".safetensors":
-            return from_safetensors(content), digest
-        with warnings.catch_warnings(action="ignore"):  # torch warns of pickles that others wrote
-            found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise PluginError(f"the weights {path} cannot be read: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # pickle's own: what it would have run is named, and not run
-        raise PluginError(
-            f"the weights {path} hold more than tensors, and were not read: {type(error).__name__}"
-        ) from error
+        found = read_foreign(path)
+    except DataError as error:
+        raise PluginError(f"the weights of the teacher: {error}") from error
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     for key in ("model", "state_dict"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]

@@ -118,7 +118,7 @@ def test_everything_imported_is_required_and_everything_required_is_used() -> No
     required = {CALLED.get(name, name) for name in requirements()}
     optional = {
         CALLED.get(name, name)
-        for extra in ("ffcv", "demo", "tiff", "imagenet", "parquet")
+        for extra in ("ffcv", "demo", "tiff", "imagenet", "parquet", "onnx")
         for name in requirements(extra)
     }
     assert names <= required | optional
@@ -135,7 +135,7 @@ def test_ffcv_is_an_extra_since_it_needs_system_headers_to_build() -> None:
     assert str(requirements("ffcv")["ffcv"].specifier) == "==1.0.2"
 
 
-@pytest.mark.parametrize("extra", ["", "ffcv", "demo", "tiff", "imagenet", "parquet", "dev"])
+@pytest.mark.parametrize("extra", ["", "ffcv", "demo", "tiff", "imagenet", "parquet", "onnx", "dev"])
 def test_every_requirement_has_a_tested_version_in_its_range(extra: str) -> None:
     tested = pins("tested.txt")
     for name, needed in requirements(extra).items():

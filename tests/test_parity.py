@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mae_pipe.catalog import Catalog
 from mae_pipe.classification import Classification
 from mae_pipe.downstream import groups_of
-from mae_pipe.interop import official_name
+from mae_pipe.interop.official import official_name
 from mae_pipe.masking import Mask
 from mae_pipe.positions import sincos_positions
 from mae_pipe.recipe import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import os
 import sys
 from typing import ClassVar
@@ -12,7 +13,7 @@ import click
 from mae_pipe import __version__, watchdog
 from mae_pipe.errors import MaePipeError, closest
 
-VERBS = {  # verb -> the module of mae_pipe.cli that holds a click command of that name
+VERBS = {  # verb -> the module of mae_pipe.cli that holds a click command of that name (import: import_)
     "shard": "shard",
     "index": "index",
     "verify": "shard",
@@ -26,6 +27,8 @@ VERBS = {  # verb -> the module of mae_pipe.cli that holds a click command of th
     "probe": "downstream",
     "finetune": "downstream",
     "embed": "embed",
+    "import": "interop",
+    "export": "interop",
     "slurm": "slurm",
     "reconstruct": "reconstruct",
     "report": "report",
@@ -53,6 +56,8 @@ class _Verbs(click.Group):
         "probe": "Train a linear probe on a frozen encoder.",
         "finetune": "Finetune an encoder on labelled shards.",
         "embed": "Compute features of images once, to use many times.",
+        "import": "Make a run folder of weights from elsewhere.",
+        "export": "Write a run's weights for timm, Hugging Face, ...",
         "slurm": "Write a batch script for a run on many nodes.",
         "reconstruct": "Draw what a run predicts for images.",
         "report": "Write a run's report.html.",
@@ -68,7 +73,8 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command:
         if name not in VERBS:
             ctx.fail(f"there is no command {name!r}{closest(name, VERBS)}")
-        command = getattr(importlib.import_module(f"mae_pipe.cli.{VERBS[name]}"), name)
+        attribute = f"{name}_" if keyword.iskeyword(name) else name
+        command = getattr(importlib.import_module(f"mae_pipe.cli.{VERBS[name]}"), attribute)
         assert isinstance(command, click.Command)
         return command
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mae_pipe.errors import DataError
+from mae_pipe.foreign_files import ADVICE, read_foreign
 from mae_pipe.tokenizer import vqkd
 from mae_pipe.tokenizer.folder import About, network_of, save_tokenizer
 
@@ -90,29 +88,15 @@ def import_tokenizer(file: Path, out: Path, *, decoder: Path | None = None) -> t
 
 def _tensors(file: Path) -> dict[str, Tensor]:
     """A file's state dict, whether it holds one, a checkpoint with one, or a pickled module."""
-    if not file.is_file():
-        raise DataError(f"there is no file {file}; give a local .pkl, .pth or .safetensors file")
-    advice = "where you trust it, save its state_dict() to a file of its own and give that"
-    try:
-        if file.suffix == ".safetensors":
-            return dict(load_file(file))
-        stand_ins: list[Any] = [(_Box, name) for name in STAND_INS]
-        # torch warns of pickles that others wrote; what it cannot read it refuses all the same.
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(stand_ins):
-            found: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError) as error:
-        raise DataError(f"{file} cannot be read: {(str(error).splitlines() or ['it is empty'])[0]}") from error
-    except Exception as error:  # the unpickler's own, of what it was asked to build or call and has not
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = named[1] if named else "more than tensors"
-        raise DataError(f"{file} names {what}, which was not run; {advice}") from error
+    stand_ins: list[Any] = [(_Box, name) for name in STAND_INS]
+    found = read_foreign(file, stand_ins)
     for key in ("model", "state_dict", "weights"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if isinstance(found, _Box):
         found = _unboxed(found, "", set())
     if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise DataError(f"{file} holds no dictionary of tensors; {advice}")
+        raise DataError(f"{file} holds no dictionary of tensors; {ADVICE}")
     return {str(name).removeprefix("module."): value for name, value in found.items()}
 
 

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from mae_pipe.errors import RunError
-
 _DECODER = {  # ours, official; a trailing dot stands for all names below
     "decoder.mask_token": "mask_token",
     "decoder.pos_embed": "decoder_pos_embed",
@@ -19,7 +17,7 @@ _DECODER = {  # ours, official; a trailing dot stands for all names below
     "decoder.norm.": "decoder_norm.",
     "decoder.predict.": "decoder_pred.",
 }
-_ENCODER = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
+_ENCODER = ("cls_token", "reg_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
 
 
 def official_name(name: str) -> str | None:
@@ -39,26 +37,3 @@ def own_name(name: str) -> str | None:
 def to_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """``Pretraining``'s state dict under official names: what is in a ``*_full`` checkpoint."""
     return {theirs: tensor for name, tensor in weights.items() if (theirs := official_name(name)) is not None}
-
-
-def from_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """An official state dict, with or without the decoder, under ``Pretraining``'s names.
-
-    Raises:
-        RunError: a name belongs to neither, as a classifier's head.
-    """
-    strange = sorted(name for name in weights if own_name(name) is None)
-    if strange:
-        raise RunError(
-            f"{len(strange)} weights are of no masked autoencoder, first {strange[0]!r}; "
-            "expected an official pretraining checkpoint's state dict"
-        )
-    return {own: tensor for name, tensor in weights.items() if (own := own_name(name)) is not None}
-
-
-def to_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The encoder of ``Pretraining``'s state dict, as ``timm.models.VisionTransformer`` names it.
-
-    The decoder must stay out: timm takes a dict with a ``mask_token`` for a DINOv2.
-    """
-    return {name.removeprefix("encoder."): w for name, w in weights.items() if name.startswith("encoder.")}
