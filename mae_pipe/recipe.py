@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -38,6 +38,7 @@ from mae_pipe.tables import (
 
 __all__ = [
     "TASKS",
+    "Changes",
     "Chosen",
     "Data",
     "DecoderShape",
@@ -57,8 +58,10 @@ __all__ = [
     "TargetChoice",
     "Tokenizer",
     "TokenizerShape",
+    "changed",
     "load",
     "names",
+    "pairs",
     "parse",
 ]
 
@@ -165,6 +168,8 @@ TASKS: dict[str, type[Recipe]] = {
     "tokenizer": Tokenizer,
 }
 R = TypeVar("R", bound=Recipe)
+Changes = Iterable[str] | Mapping[str, Any]  # "data.global_batch=512", or {"data.global_batch": 512}
+PLUGINS = ("mask.name", "target.name", "head.name")
 
 
 def names() -> list[str]:
@@ -173,7 +178,7 @@ def names() -> list[str]:
     return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
 
 
-def load(name_or_path: str, changes: Iterable[str] = (), *, task: str | None = None) -> Recipe:
+def load(name_or_path: str, changes: Changes = (), *, task: str | None = None) -> Recipe:
     """A built-in recipe by name, or a TOML file; then ``changes`` such as ``data.global_batch=512``.
 
     Where a change names another plugin, the options of the old one are left behind.
@@ -183,9 +188,17 @@ def load(name_or_path: str, changes: Iterable[str] = (), *, task: str | None = N
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"the recipe {origin} is not valid TOML: {error}") from error
-    for change in sorted(changes, key=lambda change: not _names_a_plugin(change)):  # options come after their name
-        _set(values, change)
+    _apply(values, changes)
     return parse(values, origin, task=task)
+
+
+def changed(chosen: R, changes: Changes) -> R:
+    """The recipe with ``changes``; what it left to its defaults stays so."""
+    values = chosen.model_dump(mode="json", exclude_unset=True)
+    _apply(values, changes)
+    found = parse(values, f"for {chosen.task!r}", task=chosen.task)
+    assert isinstance(found, type(chosen))
+    return found
 
 
 def parse(values: dict[str, Any], origin: str, *, task: str | None = None) -> Recipe:
@@ -216,27 +229,36 @@ def _text(name_or_path: str) -> tuple[str, str]:
     return (resources.files("mae_pipe") / "recipes" / f"{name_or_path}.toml").read_text("utf-8"), name_or_path
 
 
-def _set(values: dict[str, Any], change: str) -> None:
-    """Apply ``a.b=c``; c is TOML, or else a plain string."""
+def pairs(changes: Changes) -> list[tuple[str, Any]]:
+    """(name, value) of each."""
+    return list(changes.items() if isinstance(changes, Mapping) else map(_assigned, changes))
+
+
+def _apply(values: dict[str, Any], changes: Changes) -> None:
+    for name, value in sorted(pairs(changes), key=lambda pair: pair[0] not in PLUGINS):  # options come after their name
+        _set(values, name, value)
+
+
+def _assigned(change: str) -> tuple[str, Any]:
+    """``a.b=c`` -> name and value; c is TOML, or else a plain string."""
     name, separator, text = change.partition("=")
     if not separator or not name.strip():
         raise RecipeError(f"--set {change!r} is not of the form key=value, such as data.global_batch=512")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
+        return name.strip(), tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text.strip()
-    *tables, last = name.strip().split(".")
+        return name.strip(), text.strip()
+
+
+def _set(values: dict[str, Any], name: str, value: Any) -> None:
+    *tables, last = name.split(".")
     for table in tables:
         values = values.setdefault(table, {})
         if not isinstance(values, dict):
-            raise RecipeError(f"--set {change!r}: {table!r} is a value, not a table")
-    if _names_a_plugin(change) and value != values.get(last):
+            raise RecipeError(f"the change of {name!r}: {table!r} is a value, not a table")
+    if name in PLUGINS and value != values.get(last):
         values.pop("options", None)
     values[last] = value
-
-
-def _names_a_plugin(change: str) -> bool:
-    return change.partition("=")[0].strip() in ("mask.name", "target.name", "head.name")
 
 
 def _say(error: ValidationError, model: type[BaseModel]) -> str:

@@ -43,9 +43,9 @@ def show(name: str, changes: tuple[str, ...]) -> None:
     click.echo(as_toml(recipe.load(name, changes)), nl=False)
 
 
-def as_toml(loaded: recipe.Recipe) -> str:
-    """Every value of a recipe as TOML; reading it gives an equal recipe."""
-    return "\n".join(_table(loaded.model_dump(mode="json"), "")) + "\n"
+def as_toml(loaded: recipe.Recipe, *, complete: bool = True) -> str:
+    """Every value of a recipe as TOML, or those that it gives; reading it gives an equal recipe."""
+    return "\n".join(_table(loaded.model_dump(mode="json", exclude_unset=not complete), "")) + "\n"
 
 
 def _table(values: dict[str, Any], name: str) -> Iterator[str]:

@@ -38,7 +38,7 @@ def reconstruct(
 
     Patches may be hidden otherwise than in training, to see what the model can do.
     """
-    from mae_pipe import reconstruct as drawing
+    from mae_pipe import reconstructing as drawing
     from mae_pipe.catalog import Catalog
 
     path = drawing.reconstruct(
