@@ -233,11 +233,15 @@ class Archive:
             "written with"
         )
 
-    def entries(self) -> list[Entry]:
-        """The model's state dict, to be written piece by piece: float32 where trained."""
+    def entries(self, trained: str = WEIGHT) -> list[Entry]:
+        """The model's state dict, to be written piece by piece: float32 where trained.
+
+        Args:
+            trained: the kind that is given of what is trained, which may be the average.
+        """
         found = []
         for name, (kind, shape) in self.record.tensors.items():
-            pieces = self._pieces(kind, name)
+            pieces = self._pieces(trained if kind == WEIGHT else kind, name)
             dtype = torch.float32 if kind == WEIGHT else pieces[0][2].dtypes[pieces[0][3]]
             if kind == WHOLE and dtype in (torch.bfloat16, torch.float16):
                 dtype = torch.float32

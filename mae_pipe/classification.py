@@ -18,6 +18,7 @@ from mae_pipe.contracts import Grid, Head
 from mae_pipe.erasing import erased
 from mae_pipe.errors import RecipeError, RunError
 from mae_pipe.mixing import Mixer
+from mae_pipe.partial import freeze_below
 from mae_pipe.pixels import Channels, normalise
 from mae_pipe.positions import resized
 from mae_pipe.recipe import Downstream, Mixing, Pretrain
@@ -38,7 +39,8 @@ class Classification(nn.Module):
     """A head on the tokens of whole images.
 
     Args:
-        frozen: a probe: the encoder stays as it is, in evaluation mode and without gradients.
+        tuned: how many of the encoder's last blocks train (``partial.py``); the rest stays as it is, in evaluation
+            mode and without gradients. 0: a probe.
         classes: C.
         label_smoothing: share of a training label that is spread over all classes.
         mean, std: of pixels in [0, 1].
@@ -52,7 +54,7 @@ class Classification(nn.Module):
         encoder: Encoder,
         head: Head,
         *,
-        frozen: bool,
+        tuned: float,
         classes: int,
         label_smoothing: float,
         mean: Channels,
@@ -62,7 +64,7 @@ class Classification(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.encoder, self.head, self.frozen = encoder, head, frozen
+        self.encoder, self.head, self.frozen = encoder, head, tuned == 0
         self.label_smoothing, self.erase, self.mixing = label_smoothing, erase, mixing
         self.mean, self.std = mean, std
         self._mixer = Mixer(mixing, classes=classes, smoothing=label_smoothing, seed=seed)
@@ -71,8 +73,7 @@ class Classification(nn.Module):
             raise RecipeError(f"label_smoothing {label_smoothing} is for one class an image; set label_smoothing=0")
         if mixing.on and head.labels != "class":
             raise RecipeError("mixing is for one class an image; set mixing.mixup=0 and mixing.cutmix=0")
-        if frozen:
-            encoder.requires_grad_(False)
+        self._trained = freeze_below(encoder, tuned)
         self.left_out: list[str] = []  # given weights that are not used, on purpose
         self.train()
 
@@ -91,15 +92,18 @@ class Classification(nn.Module):
         Raises:
             RunError: a weight is missing, is not the encoder's, or has another shape.
         """
-        frozen = recipe.task == "probe"
+        depth = pretrained.encoder.depth
+        tuned = 0.0 if recipe.task == "probe" else depth if recipe.tune_blocks is None else recipe.tune_blocks
+        if tuned > depth:
+            raise RecipeError(f"tune_blocks {tuned:g} is more than the encoder has; set it to {depth} at most")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key(pretrained.seed, "weights") % 2**63)  # as Pretraining.from_recipe draws them
             encoder = build_encoder(
                 pretrained.encoder.model_copy(update={"mask_tokens": False}),  # nothing is hidden here
                 recipe.data.sides,
                 channels=len(recipe.data.mean),
-                positions="fixed" if frozen else "learned",
-                drop_path=0.0 if frozen else recipe.drop_path,
+                positions="learned" if tuned == depth else "fixed",
+                drop_path=recipe.drop_path if tuned else 0.0,
                 dropout=recipe.dropout,
             )
             torch.manual_seed(key(recipe.seed, "head") % 2**63)
@@ -121,7 +125,7 @@ class Classification(nn.Module):
         task = cls(
             encoder,
             head,
-            frozen=frozen,
+            tuned=tuned,
             classes=classes,
             label_smoothing=recipe.label_smoothing,
             mean=recipe.data.mean,
@@ -158,8 +162,9 @@ class Classification(nn.Module):
 
     def train(self, mode: bool = True) -> Classification:
         super().train(mode)
-        if self.frozen:
-            self.encoder.eval()
+        self.encoder.eval()
+        for part in self._trained:
+            part.train(mode)
         return self
 
     def features(self, batch: Batch) -> Tensor:

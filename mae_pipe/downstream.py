@@ -21,6 +21,7 @@ from mae_pipe.data.stream import Stream
 from mae_pipe.direct import shards_of, shards_of_run
 from mae_pipe.disk import write_whole
 from mae_pipe.engine import Engine
+from mae_pipe.engine.state import AVERAGE, WEIGHT
 from mae_pipe.errors import RunError
 from mae_pipe.fitting import Plain, prepare, summary_of
 from mae_pipe.journal import Journal
@@ -28,7 +29,7 @@ from mae_pipe.labelled import open_splits
 from mae_pipe.live import Live
 from mae_pipe.means import agree_on_buffers, evaluate
 from mae_pipe.optim import Groups, Plan, layer_of, no_decay_finetuning, parameter_groups
-from mae_pipe.recipe import Data, Downstream, Pretrain
+from mae_pipe.recipe import INHERITED, Data, Downstream, Pretrain
 from mae_pipe.runs import Run, about_data, about_plugins
 from mae_pipe.stopping import stopping_at_once
 from mae_pipe.trainer import train
@@ -37,7 +38,6 @@ from mae_pipe.weights import entry_of
 
 MODEL = "model.safetensors"
 RESULT = "result.json"
-INHERITED = ("size", "mean", "std", "centre_share")  # from the pretrained run, where the recipe is silent
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Result:
     from_scratch: bool
     labels_per_class: int | None
     main: str = "top1"
+    ema: float = 0.0  # decay of the average of the weights that was measured; 0: the weights themselves
 
     def to_json(self) -> dict[str, Any]:
         """Flat, as it stands in result.json."""
@@ -95,13 +96,14 @@ def downstream(
     Every process of a job calls it; alone it needs no launcher.
 
     Args:
+        run: a run folder; from scratch also the name or file of a pretraining recipe, and then ``shards`` and ``out``.
         shards: labelled shards; default: those that ``run`` was pretrained on.
         out: run folder, made or gone on with; default: ``folder_of``.
         from_scratch: do not load the pretrained weights, for comparison.
     """
-    pretrained = runs.read_recipe(run)
-    if not isinstance(pretrained, Pretrain):
-        raise RunError(f"{run} is a {pretrained.task} run; give the run folder that mae-pipe pretrain wrote")
+    pretrained = runs.pretraining_of(run, from_scratch=from_scratch)
+    if not run.is_dir() and not (shards and out):
+        raise RunError(f"{run} is a recipe, which has no shards and no folder; give --shards and --out")
     recipe = inherit(recipe, pretrained)
     shards = shards_of(shards, catalog, console) if shards else shards_of_run(runs.about(run), catalog, console)
     out = out or folder_of(run, recipe, from_scratch=from_scratch)
@@ -116,25 +118,33 @@ def downstream(
     task = Classification.from_recipe(recipe, pretrained, weights, catalog, classes=len(classes))
     folder, groups = Run(out, rank=here.rank), groups_of(task, recipe)
     prepare(task, recipe, groups, stream, folder)
-    about = {"pretrained": str(run.resolve()), "from_scratch": from_scratch, "encoder_fingerprint": fingerprint}
-    about |= {"main": task.head.main, **about_data(shards, recipe.train_split, stream, here.world)}
-    about |= about_plugins(catalog, shards, head=recipe.head.name)
-    about |= {"left_out": task.left_out} if task.left_out else {}
+    about = {
+        "pretrained": str(run.resolve()) if run.is_dir() else str(run),
+        "from_scratch": from_scratch,
+        "encoder_fingerprint": fingerprint,
+        "main": task.head.main,
+        **about_data(shards, recipe.train_split, stream, here.world),
+        **about_plugins(catalog, shards, head=recipe.head.name),
+        **({"left_out": task.left_out} if task.left_out else {}),
+    }
     checkpoint = folder.begin(recipe, about, resume=resume)
     if not groups:
         return _untrained(task, recipe, folder, stream, held_out, from_scratch=from_scratch)
 
-    # A frozen encoder is saved as it was read: inside the engine it may be rounded to bfloat16.
-    untouched = {f"encoder.{n}": w.clone() for n, w in task.encoder.state_dict().items()} if task.frozen else {}
-    folder.make_room(sum(p.numel() for g in groups for p in g["params"]), keep=recipe.saving.keep_last)
-    engine = Engine(task, groups, recipe, micro_batch=plan.micro_batch)
+    # What is frozen is saved as it was read: inside the engine it may be rounded to bfloat16.
+    tuned = {name for name, parameter in task.encoder.named_parameters() if parameter.requires_grad}
+    untouched = {f"encoder.{n}": w.clone() for n, w in task.encoder.state_dict().items() if n not in tuned}
+    trained = sum(p.numel() for g in groups for p in g["params"])
+    folder.make_room(trained, keep=recipe.saving.keep_last, averaged=recipe.ema > 0)
+    engine = Engine(task, groups, recipe, micro_batch=plan.micro_batch, average=recipe.ema)
     start = 0 if checkpoint is None else folder.restore(engine, checkpoint)
     journal = Journal(out, active=here.rank == 0)
     journal.cut(start)
 
     def measure(step: int) -> dict[str, float]:
         agree_on_buffers(task.head)
-        metrics = evaluate(engine, held_out, summary_of(task.head))
+        with engine.averaged():
+            metrics = evaluate(engine, held_out, summary_of(task.head))
         journal.write("eval", step, split=recipe.eval_split, images=held_out.images, **metrics)
         return metrics
 
@@ -180,10 +190,11 @@ def downstream(
 
 
 def publish(folder: Run, told: dict[str, Any], untouched: dict[str, Tensor], archive: Archive) -> None:
-    """``model.safetensors``, encoder and head; ``untouched`` weights as they were read."""
+    """``model.safetensors``, encoder and head: the average if one is kept; ``untouched`` weights as they were read."""
     metadata: dict[str, Any] = {"step": archive.record.step}
     metadata |= {n: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for n, v in told.items()}
-    entries = [entry for entry in archive.entries() if entry.name not in untouched]
+    kind = AVERAGE if AVERAGE in archive.kinds else WEIGHT
+    entries = [entry for entry in archive.entries(kind) if entry.name not in untouched]
     folder.save_weights(MODEL, [*entries, *map(entry_of, untouched, untouched.values())], metadata)
 
 
@@ -206,6 +217,7 @@ def _result(
         from_scratch,
         recipe.labels_per_class,
         task.head.main,
+        recipe.ema,
     )
     if folder.rank == 0:
         write_whole(folder.folder / RESULT, (json.dumps(result.to_json(), indent=1) + "\n").encode())
@@ -250,7 +262,8 @@ def folder_of(run: Path, recipe: Downstream, *, from_scratch: bool) -> Path:
     """RUN/probe, RUN/finetune-scratch, RUN/finetune-10, RUN/probe-knn, ...: runs that are compared do not collide."""
     head = "" if recipe.head.name == "linear" else f"-{recipe.head.name}"
     labels = f"-{recipe.labels_per_class}" if recipe.labels_per_class else ""
-    return run / f"{recipe.task}{head}{'-scratch' if from_scratch else ''}{labels}"
+    blocks = "" if recipe.tune_blocks is None else f"-blocks{recipe.tune_blocks:g}"
+    return run / f"{recipe.task}{head}{blocks}{'-scratch' if from_scratch else ''}{labels}"
 
 
 def groups_of(task: Classification, recipe: Downstream) -> Groups:

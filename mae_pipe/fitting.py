@@ -101,5 +101,6 @@ def _check(task: Classification, recipe: Downstream, groups: Groups, stream: Str
     with closing(stream.batches()) as batches:  # type: ignore[type-var]
         found = list(guards.of_connections(Plain(task).task, next(batches)))
     if recipe.task == "finetune":
-        found.append(guards.of_layer_decay(groups, len(task.encoder.blocks), recipe.optimizer.layer_decay))
+        depth, decay = len(task.encoder.blocks), recipe.optimizer.layer_decay
+        found.append(guards.of_layer_decay(groups, depth, decay, recipe.tune_blocks))
     guards.require(iter(found))

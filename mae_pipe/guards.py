@@ -174,10 +174,15 @@ def expected_loss(task: Pretraining, images: Tensor) -> tuple[float, float]:
     return 0.5 * level, 2 * level + 3 * 2 * width / (width + task.target.width)
 
 
-def of_layer_decay(groups: list[dict[str, Any]], depth: int, decay: float) -> Finding:
-    """A decay that matches no layer's name leaves every layer at the full rate, and nobody sees it."""
+def of_layer_decay(groups: list[dict[str, Any]], depth: int, decay: float, blocks: float | None = None) -> Finding:
+    """A decay that matches no layer's name leaves every layer at the full rate, and nobody sees it.
+
+    Args:
+        blocks: the last that train, where not all of ``depth`` do.
+    """
     scales = {round(math.log(group["lr_scale"]) / math.log(decay)) if decay < 1 else 0 for group in groups}
-    wanted = set(range(depth + 2)) if decay < 1 else {0}
+    layers = depth + 2 if blocks in (None, depth) else math.ceil(blocks or 0) + 1
+    wanted = set(range(layers)) if decay < 1 else {0}
     missing = sorted(wanted - scales)
     return Finding(
         "layer decay reaches every layer",

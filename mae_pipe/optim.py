@@ -21,13 +21,13 @@ def no_decay_below_two_dimensions(name: str, parameter: nn.Parameter) -> bool:
 
 
 def no_decay_finetuning(name: str, parameter: nn.Parameter) -> bool:
-    """Finetuning's rule (official ``param_groups_lrd``): 1-D parameters, positions and the class token."""
-    return parameter.ndim == 1 or name.rpartition(".")[2] in ("pos_embed", "cls_token")
+    """Finetuning's rule (official ``param_groups_lrd``): 1-D parameters, positions and class tokens."""
+    return parameter.ndim == 1 or name.rpartition(".")[2] in ("pos_embed", "cls_token", "reg_token")
 
 
 def layer_of(name: str, depth: int) -> int:
     """The layer of an encoder parameter: 0 the embeddings, i + 1 block i, depth + 1 what follows."""
-    if name in ("cls_token", "pos_embed", "mask_token") or name.startswith("patch_embed."):
+    if name in ("cls_token", "reg_token", "pos_embed", "mask_token") or name.startswith("patch_embed."):
         return 0
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1
@@ -99,7 +99,7 @@ class Plan:
             global_batch=data.global_batch,
             micro_batch=micro,
             accumulation=share // micro,
-            steps=max(1, math.floor(schedule.epochs * images / data.global_batch + 1e-9)),
+            steps=recipe.steps(images),
             peak_lr=recipe.lr,
             min_lr=schedule.min_lr,
             epochs=schedule.epochs,

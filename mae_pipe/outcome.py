@@ -34,6 +34,7 @@ class Result:
     labels_per_class: int | None
     curve: tuple[tuple[int, float], ...]  # (step, score)
     head: str = "linear"
+    blocks: float | None = None  # of a partial finetuning: the last that train
 
     @property
     def name(self) -> str:
@@ -41,6 +42,7 @@ class Result:
         if self.task == "probe":
             return f"{self.head} probe, {'pretrained' if self.pretrained else 'untrained'}"
         what = "finetuned" if self.head == "linear" else f"finetuned, {self.head}"
+        what += "" if self.blocks is None else f", last {self.blocks:g} block{'s' if self.blocks > 1 else ''}"
         return f"{what}, {'pretrained' if self.pretrained else 'from scratch'}"
 
     @property
@@ -101,6 +103,7 @@ def results(run: Path) -> list[Result]:
                 labels_per_class=recipe.get("labels_per_class"),
                 curve=tuple((int(row["step"]), float(row[main])) for row in rows),
                 head=str(recipe.get("head", {}).get("name", "linear")),
+                blocks=recipe.get("tune_blocks"),
             )
         )
     return sorted(found, key=lambda result: (result.task != "probe", result.pretrained, result.folder))
@@ -133,13 +136,15 @@ def verdict(found: Sequence[Result], train: Sequence[Row] = ()) -> str:
 
 def _pairs(found: Sequence[Result]) -> list[tuple[Result, Result]]:
     """Without and with pretraining, of the same task on as many labels."""
+
+    def what(result: Result) -> tuple[object, ...]:
+        return result.task, result.head, result.blocks, result.labels_per_class
+
     return [
         (one, other)
         for one in found
         for other in found
-        if (one.task, one.head, one.labels_per_class) == (other.task, other.head, other.labels_per_class)
-        and other.pretrained
-        and not one.pretrained
+        if what(one) == what(other) and other.pretrained and not one.pretrained
     ]
 
 

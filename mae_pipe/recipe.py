@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tomllib
-from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from mae_pipe.changes import Changes, apply
 from mae_pipe.engine_tables import EngineChoice
 from mae_pipe.errors import RecipeError, closest
 from mae_pipe.tables import (
@@ -37,6 +38,7 @@ from mae_pipe.tables import (
 )
 
 __all__ = [
+    "INHERITED",
     "TASKS",
     "Changes",
     "Chosen",
@@ -59,11 +61,19 @@ __all__ = [
     "Tokenizer",
     "TokenizerShape",
     "changed",
+    "families",
     "load",
     "names",
-    "pairs",
     "parse",
+    "text_of",
 ]
+
+INHERITED = (
+    "size",
+    "mean",
+    "std",
+    "centre_share",
+)  # of [data]: from the pretrained run, where a head's recipe is silent
 
 
 class Recipe(Table):
@@ -103,6 +113,10 @@ class Recipe(Table):
         """The peak learning rate: base_lr x global batch / 256 (Goyal et al. 2017)."""
         return self.optimizer.base_lr * self.data.global_batch / 256
 
+    def steps(self, images: int) -> int:
+        """Optimizer steps of all epochs of so many images."""
+        return max(1, math.floor(self.schedule.epochs * images / self.data.global_batch + 1e-9))
+
     def fingerprint(self) -> str:
         """A hash of every value: two runs with the same one compute the same thing."""
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
@@ -132,6 +146,10 @@ class Downstream(Recipe):
     drop_path: Share = 0.0
     dropout: Share = 0.0  # after the positions, and after attention and both layers of every MLP
     label_smoothing: Share = 0.0
+    tune_blocks: Annotated[float, Field(ge=0)] | None = (
+        None  # finetuning: only so many last blocks; 0.5: an MLP; or all
+    )
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of an average of the weights, which is measured; 0: off
     mixing: Mixing = Mixing()
     labels_per_class: Positive | None = None  # train on few labels; the seed chooses them
     train_split: str = "train"
@@ -142,6 +160,14 @@ class Downstream(Recipe):
     def _suits_the_task(self) -> Downstream:
         if self.task == "probe" and self.dropout:
             raise ValueError("dropout is for finetuning, as a probe's encoder stays as it is; leave it out")
+        if self.tune_blocks is not None and self.task == "probe":
+            raise ValueError("tune_blocks is for finetuning, as a probe trains no block; leave it out")
+        if self.tune_blocks is not None and self.tune_blocks != 0.5 and self.tune_blocks % 1:
+            raise ValueError(
+                f"tune_blocks is 0.5 (the MLP of the last block) or a whole number of blocks, not {self.tune_blocks}"
+            )
+        if self.ema and self.engine.offload_optimizer == "nvme":
+            raise ValueError('ema is for engine.offload_optimizer "none" or "cpu"; set one of them')
         return self
 
 
@@ -168,14 +194,25 @@ TASKS: dict[str, type[Recipe]] = {
     "tokenizer": Tokenizer,
 }
 R = TypeVar("R", bound=Recipe)
-Changes = Iterable[str] | Mapping[str, Any]  # "data.global_batch=512", or {"data.global_batch": 512}
-PLUGINS = ("mask.name", "target.name", "head.name")
+
+
+def families() -> dict[str, list[str]]:
+    """The built-in recipes, by the folder that their files are in."""
+    found: dict[str, list[str]] = {}
+    for name, file in _files().items():
+        found.setdefault(file.parent.name, []).append(name)
+    return found
 
 
 def names() -> list[str]:
     """The built-in recipes."""
-    folder = resources.files("mae_pipe") / "recipes"
-    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+    return sorted(_files())
+
+
+def _files() -> dict[str, Path]:
+    """Name -> file. The package is always unpacked, as it holds a library in C."""
+    with resources.as_file(resources.files("mae_pipe") / "recipes") as folder:
+        return {file.stem: file for file in sorted(folder.rglob("*.toml"))}
 
 
 def load(name_or_path: str, changes: Changes = (), *, task: str | None = None) -> Recipe:
@@ -183,19 +220,19 @@ def load(name_or_path: str, changes: Changes = (), *, task: str | None = None) -
 
     Where a change names another plugin, the options of the old one are left behind.
     """
-    text, origin = _text(name_or_path)
+    text, origin = text_of(name_or_path)
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"the recipe {origin} is not valid TOML: {error}") from error
-    _apply(values, changes)
+    apply(values, changes)
     return parse(values, origin, task=task)
 
 
 def changed(chosen: R, changes: Changes) -> R:
     """The recipe with ``changes``; what it left to its defaults stays so."""
     values = chosen.model_dump(mode="json", exclude_unset=True)
-    _apply(values, changes)
+    apply(values, changes)
     found = parse(values, f"for {chosen.task!r}", task=chosen.task)
     assert isinstance(found, type(chosen))
     return found
@@ -215,50 +252,19 @@ def parse(values: dict[str, Any], origin: str, *, task: str | None = None) -> Re
         raise RecipeError(f"the recipe {origin}: {_say(error, model)}") from error
 
 
-def _text(name_or_path: str) -> tuple[str, str]:
+def text_of(name_or_path: str) -> tuple[str, str]:
+    """The file of a built-in recipe or at a path, as it is; and what errors call it."""
     path = Path(name_or_path)
     if path.suffix == ".toml" or (path.exists() and name_or_path not in names()):  # a folder may be called "digits"
         if not path.is_file():
-            raise RecipeError(f"there is no recipe file {path}; built-in recipes are {', '.join(names())}")
+            raise RecipeError(f"there is no recipe file {path}; mae-pipe recipes lists those that are built in")
         return path.read_text(encoding="utf-8"), str(path)
     if name_or_path not in names():
         raise RecipeError(
             f"there is no recipe {name_or_path!r}{closest(name_or_path, names())}; "
-            f"built-in are {', '.join(names())}, or give the path of a .toml file"
+            "mae-pipe recipes lists those that are built in, or give the path of a .toml file"
         )
-    return (resources.files("mae_pipe") / "recipes" / f"{name_or_path}.toml").read_text("utf-8"), name_or_path
-
-
-def pairs(changes: Changes) -> list[tuple[str, Any]]:
-    """(name, value) of each."""
-    return list(changes.items() if isinstance(changes, Mapping) else map(_assigned, changes))
-
-
-def _apply(values: dict[str, Any], changes: Changes) -> None:
-    for name, value in sorted(pairs(changes), key=lambda pair: pair[0] not in PLUGINS):  # options come after their name
-        _set(values, name, value)
-
-
-def _assigned(change: str) -> tuple[str, Any]:
-    """``a.b=c`` -> name and value; c is TOML, or else a plain string."""
-    name, separator, text = change.partition("=")
-    if not separator or not name.strip():
-        raise RecipeError(f"--set {change!r} is not of the form key=value, such as data.global_batch=512")
-    try:
-        return name.strip(), tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return name.strip(), text.strip()
-
-
-def _set(values: dict[str, Any], name: str, value: Any) -> None:
-    *tables, last = name.split(".")
-    for table in tables:
-        values = values.setdefault(table, {})
-        if not isinstance(values, dict):
-            raise RecipeError(f"the change of {name!r}: {table!r} is a value, not a table")
-    if name in PLUGINS and value != values.get(last):
-        values.pop("options", None)
-    values[last] = value
+    return _files()[name_or_path].read_text(encoding="utf-8"), name_or_path
 
 
 def _say(error: ValidationError, model: type[BaseModel]) -> str:

@@ -28,8 +28,9 @@ from mae_pipe.disk import write_whole, writing, writing_whole
 from mae_pipe.engine import Engine
 from mae_pipe.errors import DiskError, RunError
 from mae_pipe.optim import Plan
-from mae_pipe.recipe import Recipe
+from mae_pipe.recipe import Pretrain, Recipe
 from mae_pipe.saver import Saver
+from mae_pipe.toml import flat
 from mae_pipe.weights import Entry, write_safetensors
 
 FREE = (  # a resumed run may change them
@@ -126,16 +127,18 @@ class Run:
                 write_whole(old, _json(chosen.model_dump(mode="json")))
         return found
 
-    def make_room(self, parameters: int, *, keep: int) -> None:
+    def make_room(self, parameters: int, *, keep: int, averaged: bool = False) -> None:
         """Refuse to begin what the disk cannot hold: better now than at the first checkpoint.
 
         AdamW's state and the float32 weights take 14 bytes a parameter in each of ``keep`` checkpoints
-        and the one being written; the plain weights beside them 8. All ranks call it.
+        and the one being written, an average of the weights 4 more; the plain weights beside them 8.
+        All ranks call it.
         """
+        each = 18 if averaged else 14
 
         def compare() -> None:
             held = sum(path.stat().st_size for path in self.folder.rglob("*") if path.suffix in (".pt", ".safetensors"))
-            needed = parameters * (14 * (keep + 1) + 8) - held
+            needed = parameters * (each * (keep + 1) + 8) - held
             free = shutil.disk_usage(self.folder).free
             if free < needed:
                 raise DiskError(
@@ -232,6 +235,15 @@ def read_recipe(folder: Path) -> Recipe:
     return recipe.parse(json.loads(path.read_text()), str(path))
 
 
+def pretraining_of(run: Path, *, from_scratch: bool = False) -> Pretrain:
+    """The recipe that says an encoder's shape: a pretraining run's, or from scratch also one that ``run`` names."""
+    named = from_scratch and not run.is_dir()
+    chosen = recipe.load(str(run), task="pretrain") if named else read_recipe(run)
+    if not isinstance(chosen, Pretrain):
+        raise RunError(f"{run} is a {chosen.task} run; give the run folder that mae-pipe pretrain wrote")
+    return chosen
+
+
 def about(folder: Path) -> dict[str, Any]:
     """A run's run.json."""
     path = folder / "run.json"
@@ -264,14 +276,6 @@ def about_data(shards: Path, split: str, stream: Stream, world: int) -> dict[str
         "world": world,
         **({"order": order} if order != 1 else {}),
     }
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted names."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value}
-    return found
 
 
 def _session() -> dict[str, Any]:

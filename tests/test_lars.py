@@ -97,10 +97,15 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_every_engine_takes_the_same_steps(tmp_path: Path, processes: int) -> None:
-    expected = {"lars": plain_torch(name="lars", optimizer_of=ByHand), "sgd": plain_torch(name="sgd", optimizer_of=sgd)}
+    expected = {
+        "lars": plain_torch(name="lars", optimizer_of=ByHand),
+        "lars in bf16": plain_torch(torch.bfloat16, name="lars", optimizer_of=ByHand),
+        "sgd": plain_torch(name="sgd", optimizer_of=sgd),
+    }
     ways = {f"lars, {way}": {"optimizer": "lars", **choice} for way, choice in WAYS.items()}
+    ways["lars in bf16, ZeRO 1"] = {"optimizer": "lars", "precision": "bf16"}
     ways["sgd, ZeRO 1"] = {"optimizer": "sgd"}
     for way, losses in run(tmp_path, processes, ways).items():
         wanted = expected[way.partition(",")[0]]
@@ -108,10 +113,8 @@ def test_every_engine_takes_the_same_steps(tmp_path: Path, processes: int) -> No
         assert losses == pytest.approx(wanted, rel=TOLERANCE), way
 
 
-@pytest.mark.parametrize(
-    ("name", "ways"),
-    [("lars", ((1, 1), (3, 1), (2, 3))), pytest.param("sgd", ((1, 1), (2, 3)), marks=pytest.mark.slow)],
-)
+@pytest.mark.slow  # tests/test_average.py has a quick one
+@pytest.mark.parametrize(("name", "ways"), [("lars", ((1, 1), (3, 1), (2, 3))), ("sgd", ((1, 1), (2, 3)))])
 def test_momentum_is_in_a_checkpoint_and_goes_on_anywhere(
     tmp_path: Path, name: str, ways: tuple[tuple[int, int], ...]
 ) -> None:

@@ -17,8 +17,9 @@ from PIL import Image
 
 from mae_pipe import __version__, recipe, specimens
 from mae_pipe.cli.plugins import plugins
-from mae_pipe.cli.recipes import as_toml, recipes
+from mae_pipe.cli.recipes import recipes
 from mae_pipe.errors import MaePipeError
+from mae_pipe.provenance import as_toml
 
 THIRD_PARTY = Path(__file__).parent / "third_party"
 
@@ -289,7 +290,7 @@ def test_a_shown_recipe_is_the_recipe(name: str) -> None:
 def test_a_shown_recipe_has_the_changes(tmp_path: Path) -> None:
     changes = ['about=a "quoted" \\ line ☃ 😀', "mask.options={a.b = [1, 2.5], 'odd key' = true}", "seed=7"]
     arguments = [part for change in changes for part in ("--set", change)]
-    shown = CliRunner().invoke(recipes, ["show", "mae_vit_base_patch16", *arguments])
+    shown = CliRunner().invoke(recipes, ["show", "mae_vit_base_patch16", "--plain", *arguments])
     assert shown.exit_code == 0, shown.output
     (tmp_path / "mine.toml").write_text(shown.output, encoding="utf-8")
     again = recipe.load(str(tmp_path / "mine.toml"))

@@ -229,6 +229,13 @@ def test_a_probe_is_a_job_too_and_a_recipe_file_keeps_its_place(
     assert "--cpus-per-task=7" in read_by_sbatch(text)
 
 
+def test_training_from_scratch_begins_from_a_recipe_by_name() -> None:
+    job = ["--verb", "finetune", "--run", "mae_vit_base_patch16", "--out", "o", "--gpus", "1", "--", "--from-scratch"]
+    text = script_of("scratch_vit_base", *job)
+    assert " -m mae_pipe finetune mae_vit_base_patch16 --recipe scratch_vit_base --out " in text
+    assert " --from-scratch || code=$?" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

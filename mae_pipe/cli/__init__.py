@@ -57,7 +57,7 @@ class _Verbs(click.Group):
         "reconstruct": "Draw what a run predicts for images.",
         "report": "Write a run's report.html.",
         "plugins": "List the installed plugins; show, write or check one.",
-        "recipes": "List or show the built-in recipes.",
+        "recipes": "List, show, compare or copy recipes.",
         "doctor": "Check this machine and say what would go wrong.",
         "demo": "Run the whole path on real digits, or on your own images.",
     }

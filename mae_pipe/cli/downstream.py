@@ -57,7 +57,8 @@ def probe(**given: Any) -> None:
 def finetune(**given: Any) -> None:
     """Train the encoder of RUN with a head on labelled shards and measure it.
 
-    RUN is a folder that `mae-pipe pretrain` wrote. Image size, statistics and the encoder's shape are RUN's.
+    RUN is a folder that `mae-pipe pretrain` wrote. Image size, statistics and the encoder's shape are RUN's. With
+    --from-scratch RUN may be the name or file of a pretraining recipe, for its shape; give --shards and --out.
     """
     _run("finetune", **given)
 
@@ -78,25 +79,32 @@ def _run(
 ) -> None:
     from mae_pipe import launch, runs
     from mae_pipe import recipe as recipes
-    from mae_pipe.catalog import Catalog
 
     if labels_per_class:
         changes += (f"labels_per_class={labels_per_class}",)
     chosen = recipes.load(recipe, changes, task=task)
     assert isinstance(chosen, recipes.Downstream)
-    runs.read_recipe(run)  # before any process is started
+    runs.pretraining_of(run, from_scratch=from_scratch)  # before any process is started
     start(job)
 
     from rich.console import Console
 
-    from mae_pipe.downstream import downstream
+    import mae_pipe
 
-    result = downstream(
-        run, chosen, catalog=Catalog(plugins), shards=shards, out=out, from_scratch=from_scratch, resume=resume
+    train = mae_pipe.probe if task == "probe" else mae_pipe.finetune
+    result = train(
+        run,
+        chosen,
+        shards=shards,
+        out=out,
+        from_scratch=from_scratch,
+        resume=resume,
+        plugins=plugins,
+        console=Console(stderr=True),
     )
     if launch.place().rank == 0:
         Console().print(table_of(run, result))
-        click.echo(f"done: {result.folder}; next: mae-pipe report {run}", err=True)
+        click.echo(f"done: {result.folder}; next: mae-pipe report {run if run.is_dir() else result.folder}", err=True)
 
 
 def table_of(run: Path, result: Result) -> Table:

@@ -84,9 +84,9 @@ def slurm(
 
     chosen = recipes.load(recipe, changes, task=verb)
     Plan.of(chosen, 1, asked["nodes"] * asked["gpus"])  # refuses batches that do not divide over so many processes
-    known = recipe if recipe in recipes.names() else str(Path(recipe).absolute())
+    known = set(recipes.names())
     out = out.absolute()
-    command = [*_begun(verb, known, run), "--out", str(out)]
+    command = [*_begun(verb, recipe, run, known), "--out", str(out)]
     if shards is not None:
         command += ["--shards", str(shards.absolute() if isinstance(shards, Path) else shards)]
     command += [f"--set={change}" for change in changes]
@@ -106,15 +106,19 @@ def slurm(
         click.echo(submit(text))
 
 
-def _begun(verb: str, recipe: str, run: Path | None) -> list[str]:
-    """The first words of the command."""
+def _begun(verb: str, recipe: str, run: Path | None, known: set[str]) -> list[str]:
+    """The first words of the command; what is no ``known`` recipe is a path."""
+
+    def named(name: str) -> str:
+        return name if name in known else str(Path(name).absolute())
+
     if verb == "pretrain":
         if run is not None:
             raise click.UsageError("--run is for --verb probe and finetune; pretrain begins from nothing")
-        return [verb, recipe]
+        return [verb, named(recipe)]
     if run is None:
         raise click.UsageError(f"{verb} begins from a pretrained run: give --run RUN")
-    return [verb, str(run.absolute()), "--recipe", recipe]
+    return [verb, named(str(run)), "--recipe", named(recipe)]
 
 
 def _parse(command: list[str]) -> None:

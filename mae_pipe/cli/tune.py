@@ -35,9 +35,9 @@ def tune(
     from rich.table import Table
 
     from mae_pipe import recipe as recipes
-    from mae_pipe.cli.recipes import as_toml
     from mae_pipe.disk import write_whole
     from mae_pipe.planning import tuning
+    from mae_pipe.provenance import as_toml
 
     chosen = recipes.load(recipe, changes, task="pretrain")
     assert isinstance(chosen, recipes.Pretrain)

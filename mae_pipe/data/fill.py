@@ -20,9 +20,7 @@ from mae_pipe.data.randaugment import RandAugment
 from mae_pipe.data.shelf import Shelf
 from mae_pipe.errors import DataError, RecipeError
 
-Change = Callable[
-    [NDArray[np.uint8], int], NDArray[np.uint8]
-]  # [H, W, C] of a view, its place in the batch -> new ones
+Change = Callable[[NDArray[np.uint8], int], None]  # of a view, [C, H, W], in its place; where it is in the batch
 BOXES = {"random": crops.random_boxes, "tf": crops.single_draws}
 AT_ONCE = 32  # views of one decode, about
 
@@ -107,7 +105,7 @@ class Filler:
                 for place in range(run.start, run.stop):
                     for change, seen in zip(changes, pixels[place], strict=True):
                         if change is not None:
-                            seen[:] = change(seen.transpose(1, 2, 0), place).transpose(2, 0, 1)
+                            change(seen, place)
                     if maps is not None:
                         maps[place] = self._map(number, cuts[place][0])
 
@@ -130,14 +128,18 @@ class Filler:
 
     def _change(self, keys: _Keys, positions: Numbers) -> Change | None:
         """What is done to the pixels of a view, if anything is."""
-        if self._randaugment is not None:
-            drawn = self._randaugment.draw(keys.randaugment, positions)
-            augmented = self._randaugment.augmented
-            return lambda pixels, place: augmented(pixels, drawn[place])
-        if any(self._jitter):
-            orders, factors = jitter.draw(keys.jitter, positions, self._jitter)
-            return lambda pixels, place: jitter.jittered(pixels, orders[place], factors[place], self._jitter)
-        return None
+        if (augment := self._randaugment) is not None:
+            drawn = augment.draw(keys.randaugment, positions)
+            return lambda seen, place: augment.change(seen, drawn[place])
+        if not any(self._jitter):
+            return None
+        orders, factors = jitter.draw(keys.jitter, positions, self._jitter)
+
+        def jittered(seen: NDArray[np.uint8], place: int) -> None:
+            changed = jitter.jittered(seen.transpose(1, 2, 0), orders[place], factors[place], self._jitter)
+            seen[:] = changed.transpose(2, 0, 1)
+
+        return jittered
 
     def _map(self, number: int, cut: crops.Cut) -> NDArray[np.uint8]:
         """[H, W]: the classes of the pixels of a cut, the nearest ones."""

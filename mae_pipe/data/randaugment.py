@@ -10,7 +10,7 @@ import importlib.util
 import math
 import threading
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,13 +44,15 @@ class RandAugment:
         """[B, operations, ``EACH``] in [0, 1)."""
         return uniforms(key, positions, self._count * EACH).reshape(len(positions), self._count, EACH)
 
-    def augmented(self, pixels: NDArray[np.uint8], drawn: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """[H, W, 3] after the operations that ``drawn``, [operations, ``EACH``], stands for."""
-        image = first = Image.fromarray(np.ascontiguousarray(pixels))
+    def change(self, planes: NDArray[np.uint8], drawn: NDArray[np.float64]) -> None:
+        """Put [3, H, W] through the operations that ``drawn``, [operations, ``EACH``], stands for, in its place."""
+        image = first = Image.merge("RGB", [Image.fromarray(plane) for plane in planes])
         for which, *rest in drawn.tolist():
             self._draws.left = iter(rest)
             image = self._operations[int(which * len(self._operations))](image)
-        return pixels if image is first else np.asarray(image)
+        if image is not first:
+            for plane, band in zip(planes, image.split(), strict=True):
+                plane[:] = np.asarray(band)
 
 
 class _Draws(threading.local):
@@ -83,4 +85,13 @@ def _timms() -> tuple[ModuleType, _Draws]:
     module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.random = draws = _Draws()
+    operations: dict[str, Any] = module.NAME_TO_OP
+    for name, operation in operations.items():
+        if operation is module.posterize:
+            operations[name] = partial(_posterized, operation)
     return module, draws
+
+
+def _posterized(operation: Callable[..., Image.Image], image: Image.Image, bits: int, **options: Any) -> Image.Image:
+    """timm's; and black where no bits are to be kept (at magnitude 10), which Pillow 13 refuses to do."""
+    return operation(image, bits, **options) if bits > 0 else Image.new(image.mode, image.size)

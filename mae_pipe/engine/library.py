@@ -17,10 +17,13 @@ def deepspeed() -> Any:
         warnings.simplefilter("ignore")
         import deepspeed as library
         import deepspeed.ops
+        from deepspeed.runtime import bf16_optimizer
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # DeepSpeed calls collectives by names that torch is about to change; nothing that a user could mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
+    # It collects all garbage and prints the memory, twice for every group of parameters: layer decay makes dozens.
+    bf16_optimizer.see_memory_usage = lambda message, force=False: None
     if not torch.cuda.is_available():
         # Its only CPU extension serves inference; compiling it would take a minute.
         library.ops.__compatible_ops__ = {}

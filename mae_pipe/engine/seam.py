@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from mae_pipe import launch, watchdog
 from mae_pipe.attention import choose_attention
 from mae_pipe.engine import state
+from mae_pipe.engine.average import Average
 from mae_pipe.engine.config import config_of, require
 from mae_pipe.engine.library import deepspeed
 from mae_pipe.engine.optimizers import optimizer_of
@@ -41,9 +43,12 @@ class Engine:
         groups: from ``optim.parameter_groups``, of the task's parameters.
         recipe: optimizer, engine.
         micro_batch: images of one rank at once.
+        average: decay of an average of the weights that is kept beside them; 0: none is.
     """
 
-    def __init__(self, task: nn.Module, groups: Groups, recipe: Recipe, *, micro_batch: int) -> None:
+    def __init__(
+        self, task: nn.Module, groups: Groups, recipe: Recipe, *, micro_batch: int, average: float = 0.0
+    ) -> None:
         here = launch.join()
         self.rank, self.world, self.precision = here.rank, here.world, recipe.engine.precision
         if torch.cuda.is_available():
@@ -56,6 +61,7 @@ class Engine:
             give_back_memory()
         library = deepspeed()
         config, precision = config_of(recipe, micro_batch), PRECISIONS[recipe.engine.precision]
+        self._linear = torch.nn.functional.linear
         if recipe.engine.sharded_construction:
             part(task, config, self.device, precision)
         else:
@@ -63,7 +69,6 @@ class Engine:
         recompute(task, recipe.engine.checkpoint_blocks)
         if recipe.engine.compile:
             compile_blocks(task)
-        self._linear = torch.nn.functional.linear
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # prints of memory, without end
             warnings.simplefilter("ignore")
             self._engine, self._optimizer, _, _ = library.initialize(
@@ -75,6 +80,7 @@ class Engine:
         if self.device.type == "cpu" and not spare:
             keep_memory()  # not before: what was made on the way here is given back
         choose_attention(self.task, precision)  # ZeRO 3 casts weights behind the task's back
+        self._average = Average(self._engine, average) if average else None
         self.scaled_too_high = False  # whether that alone may be why the last step was skipped
         self._profile, self._steps = recipe.engine.profile, 0
         self._scales = [group.get("lr_scale", 1.0) for group in self._optimizer.param_groups]
@@ -125,7 +131,13 @@ class Engine:
         self._steps += 1
         applied = bool(self._engine.was_step_applied())
         self.scaled_too_high = lower and not applied
+        if applied and self._average is not None:
+            self._average.update()
         return applied
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within it the task computes with the average of the weights, if one is kept. All ranks call it."""
+        return contextlib.nullcontext() if self._average is None else self._average.in_use()
 
     def gradient_norm(self) -> float:
         """The norm of the last step's gradient over all ranks, before clipping. Waits for the device."""
@@ -134,11 +146,15 @@ class Engine:
 
     def held(self) -> Held:
         """What this rank holds, in pieces of parameters. All ranks call it between two steps."""
-        return state.held(self._engine)
+        return state.held(self._engine, self._averages)
 
     def put(self, read: Read, kinds: set[str], numbers: dict[str, Any]) -> None:
         """Take over pieces that ranks of whatever number and stage held. All ranks call it."""
-        state.put(self._engine, read, kinds, numbers)
+        state.put(self._engine, read, kinds, numbers, self._averages)
+
+    @property
+    def _averages(self) -> list[Tensor] | None:
+        return None if self._average is None else self._average.flats
 
     def weights(self) -> dict[str, Tensor]:
         """The task's state dict on the CPU, float32 where trained; whole on rank 0. All ranks call it."""

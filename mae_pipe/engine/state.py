@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from mae_pipe.engine.lars import Lars
 
-WEIGHT, WHOLE = "weight", "whole"  # kinds of pieces: of trained parameters; of buffers and frozen parameters
+# Kinds of pieces: of trained parameters; of buffers and frozen parameters; of the average of trained parameters.
+WEIGHT, WHOLE, AVERAGE = "weight", "whole", "ema"
 
 
 class Piece(NamedTuple):
@@ -52,12 +53,17 @@ class _Stretch(NamedTuple):
     numel: int
 
 
-def held(engine: Any) -> Held:
-    """What this rank holds between two steps. All ranks call it: at ZeRO 3 frozen parameters are gathered."""
+def held(engine: Any, averages: list[Tensor] | None = None) -> Held:
+    """What this rank holds between two steps. All ranks call it: at ZeRO 3 frozen parameters are gathered.
+
+    Args:
+        averages: ``Average.flats``.
+    """
     optimizer, found = engine.optimizer, Held()
     for number, stretches in enumerate(_stretches(engine)):
         with _Present(optimizer, number) as flat:
             kinds = {WEIGHT: flat.detach(), **_moments(optimizer, flat)}
+            kinds |= {AVERAGE: averages[number]} if averages else {}
             for one in stretches:
                 for kind, values in kinds.items():
                     piece = values[one.offset : one.offset + one.numel]
@@ -76,24 +82,28 @@ def held(engine: Any) -> Held:
 
 
 @torch.no_grad()
-def put(engine: Any, read: Read, kinds: set[str], numbers: dict[str, Any]) -> None:
+def put(
+    engine: Any, read: Read, kinds: set[str], numbers: dict[str, Any], averages: list[Tensor] | None = None
+) -> None:
     """Take over what ranks of whatever number, stage and precision held. All ranks call it.
 
     Args:
         read: gives a stretch; called for those that this rank holds.
-        kinds: the optimizer's kinds that there are to read; none before the first step.
+        kinds: that there are to read; of the optimizer none before the first step.
+        averages: ``Average.flats``, to be filled too.
     """
     optimizer = engine.optimizer
-    moments = sorted(kinds - {WEIGHT, WHOLE})
+    moments = sorted(kinds - {WEIGHT, WHOLE, AVERAGE})
     for number, stretches in enumerate(_stretches(engine)):
         with _Present(optimizer, number, write=True) as flat:
             values = {WEIGHT: flat.data}
             present = moments or list(_moments(optimizer, flat))  # where a run goes back before its first step
             values |= _begin_moments(optimizer, flat, present, numbers["optimizer_step"]) if present else {}
+            values |= {AVERAGE: averages[number]} if averages else {}
             for one in stretches:
                 for kind, whole in values.items():
                     here = whole[one.offset : one.offset + one.numel]
-                    if kind in kinds:
+                    if kind in kinds or kind == AVERAGE:  # which is never made up
                         here.copy_(read(Piece(kind, one.name, one.start), one.numel))
                     else:
                         here.zero_()
@@ -102,7 +112,7 @@ def put(engine: Any, read: Read, kinds: set[str], numbers: dict[str, Any]) -> No
             shape = getattr(tensor, "ds_shape", tensor.shape)
             _set(tensor, read(Piece(WHOLE, name, 0), shape.numel()).reshape(shape))
     _set_loss_scale(optimizer, numbers["loss_scale"])
-    _renew_working_weights(engine)
+    renew_working_weights(engine)
 
 
 def weights(engine: Any) -> dict[str, Tensor]:
@@ -136,8 +146,7 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
 
 def _stretches(engine: Any) -> Iterator[list[_Stretch]]:
     """For every flat partition of this rank, in order: which stretches of parameters lie where."""
-    flats = _flats(engine.optimizer)
-    found: list[list[_Stretch]] = [[] for _ in flats]
+    found: list[list[_Stretch]] = [[] for _ in flats(engine.optimizer)]
     rank, optimizer = dist.get_rank(), engine.optimizer
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:
@@ -153,12 +162,12 @@ def _stretches(engine: Any) -> Iterator[list[_Stretch]]:
     return iter(found)
 
 
-def _flats(optimizer: Any) -> list[Tensor]:
+def flats(optimizer: Any) -> list[Tensor]:
     """The float32 partitions that the optimizer steps, of whichever of DeepSpeed's three wrappers."""
     for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
         if hasattr(optimizer, name):
-            flats: list[Tensor] = getattr(optimizer, name)
-            return flats
+            found: list[Tensor] = getattr(optimizer, name)
+            return found
     raise TypeError(f"no float32 partitions in {type(optimizer).__name__}")
 
 
@@ -191,7 +200,7 @@ def _begin_moments(optimizer: Any, flat: Tensor, kinds: list[str], step: float) 
 def _step_of(optimizer: Any) -> float:
     """How many steps the optimizer has made, without those that were skipped."""
     base = optimizer.optimizer
-    for flat in _flats(optimizer):
+    for flat in flats(optimizer):
         if "step" in (state := base.state.get(flat, {})):
             return float(state["step"])
     return float(max((group.get("step", 0) for group in base.param_groups), default=0))
@@ -224,7 +233,7 @@ class _Present:
     def __enter__(self) -> Tensor:
         if _swapped(self.optimizer, self.number):
             self.optimizer._optimizer_states_and_gradient_swap_in(self.number)
-        return _flats(self.optimizer)[self.number]
+        return flats(self.optimizer)[self.number]
 
     def __exit__(self, *unused: object) -> None:
         if _swapped(self.optimizer, self.number):
@@ -234,13 +243,13 @@ class _Present:
                 self.optimizer._release_swap_buffers(self.number)
 
 
-def _renew_working_weights(engine: Any) -> None:
+def renew_working_weights(engine: Any) -> None:
     """Make the weights that the model computes with from the float32 ones, as a step does."""
     optimizer = engine.optimizer
     if not hasattr(optimizer, "fp32_partitioned_groups_flat"):
         optimizer.update_lp_params()
         return
-    for number in range(len(_flats(optimizer))):
+    for number in range(len(flats(optimizer))):
         with _Present(optimizer, number):
             optimizer._reassign_or_swap_out_partitioned_parameters(number)
     if optimizer.persistent_parameters:  # small ones, which every rank keeps whole

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from mae_pipe import recipe, runs
 from mae_pipe.catalog import Catalog
+from mae_pipe.changes import pairs
 from mae_pipe.classification import Classification
 from mae_pipe.errors import RecipeError, RunError
 from mae_pipe.positions import resized
@@ -100,7 +101,7 @@ def load(
 
 
 def _changed(was: Downstream, size: int | None, centre_share: float | None, changes: Changes) -> Downstream:
-    wanted = recipe.pairs(changes)
+    wanted = pairs(changes)
     other = next((name for name, _ in wanted if not name.startswith("data.")), None)
     if other is not None:
         raise RecipeError(f"a change of {other!r} would measure another model; only keys of data can be changed here")

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from mae_pipe import recipe as recipes
-from mae_pipe.cli.recipes import as_toml
 from mae_pipe.data.manifest import Manifest
 from mae_pipe.errors import TrainingError
 from mae_pipe.planning.fit import divisors
+from mae_pipe.provenance import as_toml
 from mae_pipe.recipe import Pretrain
 
 STEPS = 6  # of a candidate; the first two are not counted

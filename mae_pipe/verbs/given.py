@@ -12,6 +12,7 @@ from rich.console import Console
 
 from mae_pipe import errors, launch, recipe
 from mae_pipe.catalog import Catalog
+from mae_pipe.changes import pairs
 from mae_pipe.data.address import is_url
 from mae_pipe.recipe import Changes, Recipe
 
@@ -80,18 +81,18 @@ def in_processes(
     Raises:
         MaePipeError: of the class whose exit code they ended with.
     """
-    from mae_pipe.cli.recipes import as_toml
+    from mae_pipe.provenance import as_toml
     from mae_pipe.spawning import Job, spawn
 
     words = list(arguments)
-    texts = [f"{name}={json.dumps(value)}" for name, value in recipe.pairs(changes)]
+    texts = [f"{name}={json.dumps(value)}" for name, value in pairs(changes)]
     for name, value in (*options.items(), *(("set", text) for text in texts), *(("plugin", path) for path in plugins)):
         if value is not None and value is not False:
             words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     with tempfile.TemporaryDirectory(prefix="mae-pipe-") as folder:
         if chosen is not None:
             file = Path(folder) / "recipe.toml"
-            file.write_text(as_toml(chosen, complete=False), encoding="utf-8")
+            file.write_text(as_toml(chosen), encoding="utf-8")
             words += [*recipe_option, str(file)]
         code = spawn(Job(nproc), words)
     if code:

@@ -1,6 +1,6 @@
 """Every world, ZeRO stage and precision saves a checkpoint and loads those of all others; writes what it found.
 
-Arguments: OUT SETTING... (a setting is "world.stage.precision", and ".key=value" of [engine]).
+Arguments: OUT SETTING... (a setting is "world.stage.precision", ".key=value" of [engine], and ".ema" for an average).
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from tests.workers import forked
 from tests.workers.stages import Noise, chosen, groups_of, task_of
 
 GLOBAL, BEFORE, AFTER = 24, 3, 2  # images and steps: 24 divides by 1, 2, 3 and micro-batches of 4
+DECAY = 0.7  # of the average of the weights, in settings with "ema"
 
 
 def setting(text: str) -> tuple[int, recipe.Pretrain]:
     world, stage, precision, *more = text.split(".")
-    keys = dict(one.split("=") for one in more)
+    keys = dict(one.split("=") for one in more if one != "ema")
     mae = chosen({"zero": int(stage), "precision": precision, **keys})
     data = mae.data.model_copy(update={"global_batch": GLOBAL})
     return int(world), mae.model_copy(update={"data": data})
@@ -41,7 +42,8 @@ class Model:
         here = launch.join()
         self.plan = Plan.of(mae, 10 * GLOBAL, here.world)
         task = task_of(mae)
-        self.engine = Engine(task, groups_of(task), mae, micro_batch=self.plan.micro_batch)
+        decay = DECAY if text.endswith(".ema") else 0.0
+        self.engine = Engine(task, groups_of(task), mae, micro_batch=self.plan.micro_batch, average=decay)
         self.run = Run(folder, rank=here.rank)
         self.run.checkpoints.mkdir(parents=True, exist_ok=True)
         self.saver = self.run.saver(self.engine, mae, self.plan, lambda archive: None)

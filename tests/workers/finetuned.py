@@ -1,4 +1,4 @@
-"""One finetuning with all its noise, by one rank and by two.
+"""One finetuning with all its noise, by one rank and by two that also do all else in another way.
 
 Arguments: RUN OUT. The ranks are forked from a process that has imported all and begun nothing.
 """
@@ -24,7 +24,7 @@ NOISE: dict[str, Any] = {
 PIXELS: dict[str, Any] = {"randaugment": "rand-m9-mstd0.5-inc1", "erase": 0.25, "crop_scale": (0.5, 1.0)}
 
 
-def chosen(workers: str = "thread", **changes: Any) -> recipe.Downstream:
+def chosen(workers: str = "thread", **engine: Any) -> recipe.Downstream:
     """8 steps of 12 images, 3 at once: of one rank 4 micro-batches, of two ranks 2 each."""
     data = {"size": 16, "global_batch": 12, "micro_batch": 3, "workers": 1, "worker_kind": workers, **PIXELS}
     return recipe.Downstream(
@@ -32,19 +32,20 @@ def chosen(workers: str = "thread", **changes: Any) -> recipe.Downstream:
         data=recipe.Data(**data),
         optimizer=recipe.Optimizer(base_lr=0.02),
         schedule=recipe.Schedule(epochs=4, warmup_epochs=1),
-        engine=recipe.EngineChoice(precision="fp32"),
+        engine=recipe.EngineChoice(precision="fp32", **engine),
         saving=recipe.Saving(every_epochs=100),
         logging=recipe.Logging(every_steps=1),
         train_split="train",
         eval_split="train",
-        **{**NOISE, **changes},
+        **NOISE,
     )
 
 
 def work(run: Path, out: Path) -> None:
     """What a rank does."""
     world = launch.place().world
-    downstream(run, chosen("process" if world > 1 else "thread"), catalog=Catalog(), out=out / str(world))
+    made = chosen() if world == 1 else chosen("process", zero=3, persistence_threshold=0, checkpoint_blocks=2)
+    downstream(run, made, catalog=Catalog(), out=out / str(world))
 
 
 def main() -> None:
