@@ -133,6 +133,7 @@ def test_calibration_is_that_of_guo_and_of_scikit_learn() -> None:
     assert reliability(np.array([1 / 15, 1.0]), np.array([True, False]))[0].images == 1  # (low, high]
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_does(home: Path, tmp_path: Path) -> None:
     outs = []
     for nproc in (1, 2):

@@ -24,6 +24,9 @@ def show(found: Evaluations) -> None:
         console.print(_sets(found))
         return
     one = found.only
+    sides = " x ".join(map(str, one.size))
+    said = f"{one.run}: {one.images:,} images of {one.split!r}, {sides} pixels"
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
     console.print(_measures(one))
     if one.scores is not None:
         console.print(_worst(one))
@@ -43,8 +46,7 @@ def _percent(share: float, margin: float | None = None) -> str:
 
 
 def _measures(one: Evaluation) -> Table:
-    sides = " x ".join(map(str, one.size))
-    table = _table(f"{one.run}: {one.images:,} images of {one.split!r}, {sides} pixels", "measure", "")
+    table = _table("", "measure", "")
     scores, own = one.scores, dict(one.metrics)
     if scores is not None:
         table.add_row("top-1", _percent(scores.top1, scores.margin))
