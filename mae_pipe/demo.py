@@ -16,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from mae_pipe import digits, outcome, report, study
+from mae_pipe import digits, outcome, reporting, study
 from mae_pipe import recipe as recipes
 from mae_pipe.catalog import Catalog
 from mae_pipe.data.index import SampleIndex
@@ -79,7 +79,7 @@ def demo(
 
     say.station("Formats")
     checks = _compare_formats(chosen, shards, out, console)
-    write_whole(run / report.CHECKS, json.dumps(checks, indent=1).encode())
+    write_whole(run / reporting.CHECKS, json.dumps(checks, indent=1).encode())
     for check in checks:
         say(f"{check['claim']}: {check['detail']}")
     if not checks:
@@ -92,11 +92,11 @@ def demo(
         _downstream(chosen, run, say)
 
     say.station("Pictures and report")
-    from mae_pipe.reconstruct import reconstruct
+    from mae_pipe.reconstructing import reconstruct
 
     split = "val" if "val" in manifest.splits else next(iter(manifest.splits))
     picture = reconstruct(run, (), out / "reconstructions.png", catalog=catalog, shards=shards[FORMATS[0]], split=split)
-    page = report.write(run, out / report.NAME)
+    page = reporting.write(run, out / reporting.NAME)
     found = outcome.results(run)
     if found:
         console.print(_table(found), highlight=False)

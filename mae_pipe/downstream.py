@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from mae_pipe.data.stream import Stream
 from mae_pipe.disk import write_whole
 from mae_pipe.engine import Engine
 from mae_pipe.engine.state import AVERAGE, WEIGHT
-from mae_pipe.evaluate import agree_on_buffers
+from mae_pipe.errors import RunError
 from mae_pipe.fitting import Plain, measured, prepare
 from mae_pipe.journal import Journal
 from mae_pipe.live import Live
+from mae_pipe.means import agree_on_buffers
 from mae_pipe.opening import opened
 from mae_pipe.optim import Groups, Plan, layer_of, no_decay_finetuning, parameter_groups
 from mae_pipe.recipe import Downstream
@@ -58,6 +59,20 @@ class Result:
         """Flat, as it stands in result.json."""
         values = {name: value for name, value in vars(self).items() if name not in ("folder", "metrics")}
         return {**self.metrics, **values}
+
+    @classmethod
+    def read(cls, folder: Path) -> Result:
+        """Of a run that has come to its end.
+
+        Raises:
+            RunError: it has not.
+        """
+        try:
+            values = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{folder} has no result yet ({error}); let the run go on") from error
+        own = {name: values.pop(name) for name in [f.name for f in fields(cls)] if name in values}
+        return cls(folder=folder, metrics=values, **own)
 
 
 @naming_a_lost_rank()

@@ -19,7 +19,7 @@ from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream
 from mae_pipe.engine import require
 from mae_pipe.errors import RecipeError
-from mae_pipe.evaluate import Summary, evaluate
+from mae_pipe.means import Summary, evaluate
 from mae_pipe.optim import Groups
 from mae_pipe.recipe import Downstream, Sliding
 from mae_pipe.runs import Run

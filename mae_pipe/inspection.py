@@ -17,7 +17,7 @@ from mae_pipe.direct import shards_of
 from mae_pipe.errors import RecipeError
 from mae_pipe.pretraining import crops
 from mae_pipe.recipe import Pretrain
-from mae_pipe.reconstruct import load
+from mae_pipe.reconstructing import load
 from mae_pipe.seeding import key
 from mae_pipe.tasks import Pretraining
 

@@ -32,11 +32,11 @@ def open_splits(
         return _other_labels(shards, recipe, share, catalog, labels, begun)
     classes = _check(shards, recipe).classes
     shelf = Shelf(shards, recipe.train_split, catalog)
-    numbers = _labels(shelf, recipe.train_split, len(classes))
+    numbers = labels_of(shelf, recipe.train_split, len(classes))
     rows = few(numbers, recipe, classes) if recipe.labels_per_class else None
     stream = Stream(shelf, recipe.data, seed=recipe.seed, share=share, rows=rows, begun=begun)
     shelf = Shelf(shards, recipe.eval_split, catalog)
-    _labels(shelf, recipe.eval_split, len(classes))
+    labels_of(shelf, recipe.eval_split, len(classes))
     return classes, stream, Stream(shelf, recipe.data, seed=recipe.seed, share=share, training=False)
 
 
@@ -96,7 +96,7 @@ def _check(shards: Path, recipe: Downstream) -> Manifest:
     return manifest
 
 
-def _labels(shelf: Shelf, split: str, classes: int) -> NDArray[np.int32]:
+def labels_of(shelf: Shelf, split: str, classes: int) -> NDArray[np.int32]:
     """[n] labels of a split, every one a class."""
     labels = shelf.index.label
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))

@@ -13,6 +13,12 @@ Row = dict[str, Any]
 METRICS = {"top1": "top-1", "miou": "mIoU", "map": "mAP"}  # as people call them
 
 
+def margin(share: float, images: int) -> float:
+    """Half of the 95 % interval of a ``share`` of so many images (Wilson 1927)."""
+    z, n, p = 1.96, max(images, 1), share
+    return z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+
+
 @dataclass(frozen=True)
 class Result:
     """What one downstream run reached."""
@@ -43,12 +49,11 @@ class Result:
 
     @property
     def margin(self) -> float:
-        """Half of the 95 % interval of ``score``, from the number of images alone (Wilson 1927).
+        """Half of the 95 % interval of ``score``, from the number of images alone.
 
         For a score that is no share of images it is only what such a share would have.
         """
-        z, n, p = 1.96, max(self.images, 1), self.score
-        return z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return margin(self.score, self.images)
 
     @property
     def is_share(self) -> bool:

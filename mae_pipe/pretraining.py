@@ -26,7 +26,7 @@ from mae_pipe.live import Live
 from mae_pipe.optim import Plan, parameter_groups
 from mae_pipe.pixels import normalise
 from mae_pipe.recipe import Data, Pretrain
-from mae_pipe.reconstruct import RunPictures
+from mae_pipe.reconstructing import RunPictures
 from mae_pipe.runs import Run, about_data, about_plugins, begun_order
 from mae_pipe.stopping import stopping_at_once
 from mae_pipe.tasks import Pretraining

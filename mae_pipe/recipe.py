@@ -9,13 +9,13 @@ import hashlib
 import json
 import math
 import tomllib
-from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from mae_pipe.changes import Changes, apply
 from mae_pipe.engine_tables import EngineChoice
 from mae_pipe.errors import RecipeError, closest
 from mae_pipe.tables import (
@@ -41,6 +41,7 @@ from mae_pipe.tables import (
 __all__ = [
     "INHERITED",
     "TASKS",
+    "Changes",
     "Chosen",
     "Data",
     "DecoderShape",
@@ -61,6 +62,7 @@ __all__ = [
     "TargetChoice",
     "Tokenizer",
     "TokenizerShape",
+    "changed",
     "families",
     "load",
     "names",
@@ -213,7 +215,7 @@ def _files() -> dict[str, Path]:
         return {file.stem: file for file in sorted(folder.rglob("*.toml"))}
 
 
-def load(name_or_path: str, changes: Iterable[str] = (), *, task: str | None = None) -> Recipe:
+def load(name_or_path: str, changes: Changes = (), *, task: str | None = None) -> Recipe:
     """A built-in recipe by name, or a TOML file; then ``changes`` such as ``data.global_batch=512``.
 
     Where a change names another plugin, the options of the old one are left behind.
@@ -223,9 +225,17 @@ def load(name_or_path: str, changes: Iterable[str] = (), *, task: str | None = N
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"the recipe {origin} is not valid TOML: {error}") from error
-    for change in sorted(changes, key=lambda change: not _names_a_plugin(change)):  # options come after their name
-        _set(values, change)
+    apply(values, changes)
     return parse(values, origin, task=task)
+
+
+def changed(chosen: R, changes: Changes) -> R:
+    """The recipe with ``changes``; what it left to its defaults stays so."""
+    values = chosen.model_dump(mode="json", exclude_unset=True)
+    apply(values, changes)
+    found = parse(values, f"for {chosen.task!r}", task=chosen.task)
+    assert isinstance(found, type(chosen))
+    return found
 
 
 def parse(values: dict[str, Any], origin: str, *, task: str | None = None) -> Recipe:
@@ -255,29 +265,6 @@ def text_of(name_or_path: str) -> tuple[str, str]:
             "mae-pipe recipes lists those that are built in, or give the path of a .toml file"
         )
     return _files()[name_or_path].read_text(encoding="utf-8"), name_or_path
-
-
-def _set(values: dict[str, Any], change: str) -> None:
-    """Apply ``a.b=c``; c is TOML, or else a plain string."""
-    name, separator, text = change.partition("=")
-    if not separator or not name.strip():
-        raise RecipeError(f"--set {change!r} is not of the form key=value, such as data.global_batch=512")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    *tables, last = name.strip().split(".")
-    for table in tables:
-        values = values.setdefault(table, {})
-        if not isinstance(values, dict):
-            raise RecipeError(f"--set {change!r}: {table!r} is a value, not a table")
-    if _names_a_plugin(change) and value != values.get(last):
-        values.pop("options", None)
-    values[last] = value
-
-
-def _names_a_plugin(change: str) -> bool:
-    return change.partition("=")[0].strip() in ("mask.name", "target.name", "head.name")
 
 
 def _say(error: ValidationError, model: type[BaseModel]) -> str:

@@ -27,7 +27,7 @@ from mae_pipe.features.logistic import fit
 from mae_pipe.features.regression import regression
 from mae_pipe.features.rules import rule_of
 from mae_pipe.features.sweep import sweep
-from mae_pipe.report import render
+from mae_pipe.reporting import render
 from mae_pipe.tables import Optimizer
 from tests import test_downstream as small
 from tests.test_downstream import chosen

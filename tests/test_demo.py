@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mae_pipe import digits, outcome, pictures, recipe, report, study
+from mae_pipe import digits, outcome, pictures, recipe, reporting, study
 from mae_pipe.data.manifest import Manifest, Shard, Split, Statistics
 from mae_pipe.demo import _unlabelled as unlabelled
 from mae_pipe.errors import DataError
@@ -119,20 +119,20 @@ def test_the_demo_goes_the_whole_path(finished: tuple[Path, str]) -> None:
     assert [(r.task, r.pretrained) for r in found] == [
         ("probe", False), ("probe", True), ("finetune", False), ("finetune", True),
     ]  # fmt: skip
-    page = (out / report.NAME).read_text(encoding="utf-8")
+    page = (out / reporting.NAME).read_text(encoding="utf-8")
     for result in found:
         assert f"{100 * result.score:.1f} %" in page
         assert re.search(rf"{result.name}\s+{100 * result.score:.1f} %", said), "a row of the table, unbroken"
     assert page.count("data:image/png") >= 5
     assert len(pictures.tiles(out / "reconstructions.png")["input"]) >= 1
-    assert str(out / report.NAME) in said
+    assert str(out / reporting.NAME) in said
 
 
 def test_both_formats_train_the_same_network(finished: tuple[Path, str]) -> None:
     if find_spec("ffcv") is None:
         pytest.skip("ffcv is not installed")
     out, said = finished
-    (check,) = json.loads((out / "run" / report.CHECKS).read_text())
+    (check,) = json.loads((out / "run" / reporting.CHECKS).read_text())
     assert check["holds"]
     assert "equal to the last bit" in said
 
@@ -180,7 +180,7 @@ def test_images_without_classes_are_pretrained_on_only(image_folder: Path, tmp_p
     assert done.returncode == 0, done.stderr[-3000:]
     assert "left out: the images have no classes" in done.stderr
     assert outcome.results(tmp_path / "out" / "run") == []
-    assert "Reconstructions" in (tmp_path / "out" / report.NAME).read_text(encoding="utf-8")
+    assert "Reconstructions" in (tmp_path / "out" / reporting.NAME).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from mae_pipe.data.order import Share
 from mae_pipe.data.stream import open_stream
 from mae_pipe.downstream import Result, downstream
 from mae_pipe.errors import DataError, RecipeError
-from mae_pipe.report import render
+from mae_pipe.reporting import render
 from mae_pipe.sharding import build
 from mae_pipe.tasks import Pretraining
 

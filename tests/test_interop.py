@@ -21,7 +21,7 @@ from mae_pipe.interop.imports import bring_in
 from mae_pipe.interop.model import Model
 from mae_pipe.interop.official import own_name
 from mae_pipe.recipe import Data, DecoderShape, Pretrain
-from mae_pipe.reconstruct import load
+from mae_pipe.reconstructing import load
 from mae_pipe.tasks import Pretraining
 from mae_pipe.weights import to_safetensors
 

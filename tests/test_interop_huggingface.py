@@ -20,7 +20,7 @@ from mae_pipe.interop.huggingface import from_official
 from mae_pipe.interop.imports import bring_in
 from mae_pipe.interop.model import Model
 from mae_pipe.recipe import Data, DecoderShape, EncoderShape
-from mae_pipe.reconstruct import load
+from mae_pipe.reconstructing import load
 
 from .travelling import (
     HEADS,

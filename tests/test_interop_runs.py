@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from transformers import ViTForImageClassification
 
 from mae_pipe import cli as commands
-from mae_pipe import recipe, report
+from mae_pipe import recipe, reporting
 from mae_pipe.catalog import Catalog
 from mae_pipe.downstream import Result, downstream
 from mae_pipe.errors import RunError
@@ -20,7 +20,7 @@ from mae_pipe.interop.exports import send_out
 from mae_pipe.interop.imports import bring_in
 from mae_pipe.interop.model import Model
 from mae_pipe.recipe import Data, DecoderShape, EncoderShape, Pretrain, TargetChoice
-from mae_pipe.reconstruct import reconstruct
+from mae_pipe.reconstructing import reconstruct
 from mae_pipe.sharding import build
 from mae_pipe.tasks import Pretraining
 from mae_pipe.weights import to_safetensors
@@ -58,7 +58,7 @@ def test_an_imported_run_is_probed_and_the_probe_goes_to_transformers(tmp_path: 
     assert theirs.config.id2label == {0: "across", 1: "down"}
     with torch.no_grad():
         near(logits_of(probe.folder, images(32)), theirs(images(32)).logits)
-    assert "in.pth" in report.render(tmp_path / "run")
+    assert "in.pth" in reporting.render(tmp_path / "run")
 
 
 def test_a_finetuned_run_goes_to_timm_and_comes_back(tmp_path: Path, shards: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from mae_pipe import pictures, recipe
 from mae_pipe.catalog import Catalog
 from mae_pipe.errors import DataError, DiskError, MaePipeError, PluginError, RecipeError, RunError
-from mae_pipe.reconstruct import COUNT, RunPictures, fixed, given, load, reconstruct, strips_of
+from mae_pipe.reconstructing import COUNT, RunPictures, fixed, given, load, reconstruct, strips_of
 from mae_pipe.runs import Run
 from mae_pipe.sharding import build
 from mae_pipe.tasks import Pretraining

@@ -88,7 +88,6 @@ def _run(
 ) -> None:
     from mae_pipe import launch, runs
     from mae_pipe import recipe as recipes
-    from mae_pipe.catalog import Catalog
 
     if labels_per_class:
         changes += (f"labels_per_class={labels_per_class}",)
@@ -99,23 +98,22 @@ def _run(
 
     from rich.console import Console
 
-    common: dict[str, Any] = {"catalog": Catalog(plugins), "shards": shards, "out": out, "from_scratch": from_scratch}
+    import mae_pipe
+
+    shared: dict[str, Any] = {"shards": shards, "out": out, "from_scratch": from_scratch, "plugins": plugins}
+    shared["console"] = Console(stderr=True)
+    chosen_by: dict[str, Any] = {"rates": cached.rates, "decays": cached.decays, "held_out": cached.aside}
     result: Result
     shown: Probed | None = None
     if cached.how == "sweep":
-        from mae_pipe.features.sweep import sweep
-
-        chosen_by: dict[str, Any] = {"rates": cached.rates, "decays": cached.decays, "aside": cached.aside}
-        result = shown = sweep(run, chosen, **chosen_by, views=cached.views, **common)
+        result = shown = mae_pipe.sweep(run, chosen, **chosen_by, views=cached.views, **shared)
     elif cached.how == "logistic":
-        from mae_pipe.features.regression import regression
-
-        result = shown = regression(run, chosen, aside=cached.aside, **common)
-    else:
-        from mae_pipe.downstream import downstream
-
+        result = shown = mae_pipe.logistic(run, chosen, held_out=cached.aside, **shared)
+    elif task == "probe":
         on_features: dict[str, Any] = {"cached": cached.how == "cached", "views": cached.views}
-        result = downstream(run, chosen, resume=resume, **on_features, **common)
+        result = mae_pipe.probe(run, chosen, resume=resume, **on_features, **shared)
+    else:
+        result = mae_pipe.finetune(run, chosen, resume=resume, **shared)
     if launch.place().rank == 0:
         if shown is not None:
             Console().print(table_of_settings(shown))

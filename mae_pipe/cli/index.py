@@ -63,15 +63,13 @@ def index(
     rotated, 16 bits, ...) are left out by name; `mae-pipe shard` converts them. A file that is cut or damaged is an
     error that names it. Betons are read without ffcv.
     """
-    from mae_pipe.catalog import Catalog
-    from mae_pipe.indexing import index as build
+    from mae_pipe import index as build
 
     began = time.monotonic()
     with bar("indexing", "images") as show:
         manifest = build(
             shards,
             out,
-            catalog=Catalog(plugins),
             split=split,
             image=image,
             label=label,
@@ -82,6 +80,7 @@ def index(
             marks=marks,
             workers=workers,
             overwrite=overwrite,
+            plugins=plugins,
             say=lambda text: click.echo(text, err=True),
             progress=lambda done, refused, total: show(done, total, f"{refused:,} refused" if refused else ""),
         )

@@ -53,8 +53,10 @@ def pretrain(
         return
     start(job)
 
-    from mae_pipe import pretraining
+    from rich.console import Console
 
-    pretraining.pretrain(chosen, shards, out, catalog=Catalog(plugins), split=split, resume=resume)
+    from mae_pipe import pretrain as learn
+
+    learn(chosen, shards, out, split=split, resume=resume, plugins=plugins, console=Console(stderr=True))
     if launch.place().rank == 0:
         click.echo(f"done: {out}/encoder.safetensors; next: mae-pipe probe {out}, or mae-pipe report {out}", err=True)

@@ -38,14 +38,13 @@ def reconstruct(
 
     Patches may be hidden otherwise than in training, to see what the model can do.
     """
-    from mae_pipe import reconstruct as drawing
-    from mae_pipe.catalog import Catalog
+    from mae_pipe import reconstruct as draw
 
-    path = drawing.reconstruct(
+    path = draw(
         run,
         images,
         out,
-        catalog=Catalog(plugins),
+        plugins=plugins,
         shards=shards,
         split=split,
         count=count,

@@ -15,6 +15,6 @@ def report(run: Path, out: Path | None) -> None:
 
     The page is one file that loads nothing, so it can be sent to anybody.
     """
-    from mae_pipe import report as page
+    from mae_pipe import report as write
 
-    click.echo(page.write(run, out))
+    click.echo(write(run, out))

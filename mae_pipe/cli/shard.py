@@ -133,9 +133,8 @@ def shard(
     (docs/sources.md). Every image is decoded and checked: what cannot be used is named in OUT/manifest.json and counted
     below, and stops nothing. A build that was stopped goes on where it was when the same command is given again.
     """
-    from mae_pipe.catalog import Catalog
+    from mae_pipe import shard as build
     from mae_pipe.options import parsed
-    from mae_pipe.sharding import build
 
     began = time.monotonic()
     try:
@@ -144,7 +143,6 @@ def shard(
                 source,
                 out,
                 format=format_name,
-                catalog=Catalog(plugins),
                 workers=workers,
                 per_shard=per_shard,
                 quality=quality,
@@ -163,6 +161,7 @@ def shard(
                 source_name=source_name,
                 source_options=parsed(changes),
                 overwrite=overwrite,
+                plugins=plugins,
                 progress=lambda done, refused, total: show(done, total, f"{refused:,} refused" if refused else ""),
             )
     except KeyboardInterrupt:
@@ -179,17 +178,17 @@ def verify(folder: Path | str, plugins: tuple[Path, ...]) -> None:
 
     Names the shards and images that are damaged, and then ends with 4.
     """
+    from mae_pipe import verify as check
     from mae_pipe.catalog import Catalog
     from mae_pipe.data.manifest import Manifest
     from mae_pipe.direct import shards_of
-    from mae_pipe.verifying import verify as check
 
     catalog = Catalog(plugins)
     place = shards_of(folder, catalog) if isinstance(folder, str) else folder
     with bar("checking", "MB") as show:
         damage = check(
             place,
-            catalog=catalog,
+            plugins=plugins,
             progress=lambda done, total: show(done // 10**6, -(-total // 10**6), ""),
         )
     for sentence in damage:

@@ -23,8 +23,8 @@ from mae_pipe.consensus import Consensus
 from mae_pipe.data.batch import Batch
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import open_stream
-from mae_pipe.evaluate import agree_on_buffers, evaluate, means
 from mae_pipe.fitting import fit
+from mae_pipe.means import agree_on_buffers, evaluate, means
 
 DATA = recipe.Data(size=16, centre_share=1.0, workers=1)
 RANKS = {1: 4, 2: 3, 3: 8}  # ranks -> images of one rank at once; with 3 x 8 the last rank has padding only

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mae_pipe import evaluate as module
+from mae_pipe import means as module
 from mae_pipe.data.batch import Batch
 from mae_pipe.data.order import Share
 from mae_pipe.errors import PluginError
-from mae_pipe.evaluate import agree_on_buffers, evaluate
+from mae_pipe.means import agree_on_buffers, evaluate
 
 IMAGES = 23
 VALUES = np.random.default_rng(0).lognormal(size=IMAGES).astype(np.float32)

@@ -1,0 +1,1 @@
+"""What a finetuned or probed run is worth, measured on any labelled images after its training."""
