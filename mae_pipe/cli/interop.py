@@ -16,6 +16,9 @@ FAMILIES = ("official", "timm", "huggingface", "dino", "dinov2", "moco")
 @click.option("--heads", type=click.IntRange(min=1), help="Attention heads.  [default: known by the width]")
 @click.option("--decoder-heads", type=click.IntRange(min=1), help="The same of the decoder.")
 @click.option("--target", type=click.Choice(["pixel", "normalized_pixel"]), help="What the decoder predicts.")
+@click.option(
+    "--classes", type=click.Path(path_type=Path), help="A classifier's classes: a text file, one name a line."
+)
 @click.option("--encoder-only", is_flag=True, help="Leave a decoder or a classifier out.")
 def import_(
     file: Path,
@@ -24,6 +27,7 @@ def import_(
     heads: int | None,
     decoder_heads: int | None,
     target: str | None,
+    classes: Path | None,
     encoder_only: bool,
 ) -> None:
     """Make a run folder of the weights in FILE.
@@ -31,8 +35,13 @@ def import_(
     FILE is a .pth or .safetensors file, or a folder as Hugging Face keeps one. Nothing in it is run. An encoder
     becomes what `mae-pipe pretrain` leaves, a classifier what `mae-pipe finetune` leaves.
     """
+    from mae_pipe.errors import DataError
     from mae_pipe.interop.imports import bring_in
 
+    try:
+        names = classes.read_text(encoding="utf-8").splitlines() if classes else None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{classes} cannot be read: {error}; give a text file with one class a line") from error
     arrival = bring_in(
         file,
         out,
@@ -40,6 +49,7 @@ def import_(
         heads=heads,
         decoder_heads=decoder_heads,
         target=target,
+        classes=names,
         encoder_only=encoder_only,
     )
     model = arrival.model

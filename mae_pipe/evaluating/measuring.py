@@ -17,16 +17,15 @@ from mae_pipe.data.shelf import Shelf
 from mae_pipe.data.stream import Stream
 from mae_pipe.direct import READ_FROM, origin_of, shards_of, shards_of_run
 from mae_pipe.errors import DataError, RunError
-from mae_pipe.evaluating import drawing, writing
+from mae_pipe.evaluating import drawing, maps, writing
 from mae_pipe.evaluating.evaluation import Evaluation, Evaluations
 from mae_pipe.evaluating.judged import judge
 from mae_pipe.evaluating.mapped import numbers_of, read_map
 from mae_pipe.evaluating.scores import scores
 from mae_pipe.evaluating.sets import sets_below
 from mae_pipe.evaluating.trained import Trained, load
-from mae_pipe.fitting import Plain, summary_of
+from mae_pipe.fitting import Plain, measured
 from mae_pipe.labelled import labels_of
-from mae_pipe.means import evaluate
 from mae_pipe.recipe import Changes
 from mae_pipe.stopping import stopping_at_once
 from mae_pipe.watchdog import naming_a_lost_rank
@@ -74,7 +73,7 @@ def measure(
         source: labelled shards or images, here or at a URL; default: those the run was evaluated on.
         each: every folder of images below ``source`` is a set of its own.
         out: the JSON file to write; default: ``evaluation.json`` in the run. A picture is beside it (.png), if the
-            images have one class each.
+            images have one class each, or maps.
         predictions: a CSV file to write, a line an image.
     """
     trained = load(run, catalog, size=size, centre_share=centre_share, changes=changes)
@@ -96,7 +95,8 @@ def measure(
         said = runs.about(run) if place is None else {}
         shards = shards_of_run(said, catalog, console) if place is None else shards_of(place, catalog, console)
         of = said.get(READ_FROM, said.get("shards", "")) if place is None else origin_of(place)
-        found.append(_one(run, trained, model, shards, str(of), name, catalog, asked, folder, predictions))
+        picture = None if each else out.with_suffix(".png")
+        found.append(_one(run, trained, model, shards, str(of), name, catalog, asked, folder, predictions, picture))
     whole = Evaluations(found)
     folder.on_rank_0(lambda: writing.save(whole, out))
     if not each and found[0].scores is not None:
@@ -115,6 +115,7 @@ def _one(
     asked: Asked,
     folder: runs.Run,
     predictions: Path | None,
+    picture: Path | None,
 ) -> Evaluation:
     here = launch.join()
     manifest = Manifest.load(shards)
@@ -137,7 +138,10 @@ def _one(
                 )
             if given != trained.classes:
                 raise DataError(f"{source} has other classes than {run}; give images with the same ones")
-            metrics = evaluate(model, stream, summary_of(head))
+            metrics = measured(model, stream, head, trained.recipe.sliding)
+            if head.labels == "map" and picture is not None:
+                drawn = picture
+                folder.on_rank_0(lambda: maps.save(maps.shown(model, stream, trained.recipe.sliding), given, drawn))
             return Evaluation(**about, classes=trained.classes, metrics=metrics)
         named = read_map(asked.class_map) if asked.class_map is not None else {}
         labels_of(stream.shelf, split, len(given))

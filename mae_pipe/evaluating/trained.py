@@ -85,7 +85,7 @@ def load(
             raise RecipeError(
                 f"--size {side} is no multiple of the encoder's patch {patch}; give {max(1, side // patch) * patch}"
             )
-    shape = Pretrain(data=chosen.data, encoder=encoder)
+    shape = Pretrain(data=chosen.data.model_copy(update={"erase": 0.0}), encoder=encoder)  # of training alone
     old = view_of(was.data, encoder).grid
     task = Classification.from_recipe(chosen, shape, None, catalog, classes=len(classes))
     table = weights.get(POSITIONS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def bring_in(
     heads: int | None = None,
     decoder_heads: int | None = None,
     target: str | None = None,
+    classes: Sequence[str] | None = None,
     encoder_only: bool = False,
 ) -> Arrival:
     """Read the file or folder ``path`` and write the run folder ``out``.
@@ -54,6 +56,7 @@ def bring_in(
         family: one of ``FAMILIES``; None: it is recognised by its names.
         heads, decoder_heads: of attention; None: from the config beside the file, or known by the width.
         target: which pixels a decoder predicts; None: as the file says, or else "normalized_pixel".
+        classes: names of a classifier's classes; None: those beside the file, or else their numbers.
         encoder_only: leave a classifier or a decoder out.
 
     Raises:
@@ -61,7 +64,9 @@ def bring_in(
         DiskError: ``out`` holds something, or cannot be written.
     """
     source = read(path)
-    arrival = understood(source, family, Hints(heads=heads, decoder_heads=decoder_heads), target, encoder_only)
+    names = None if classes is None else tuple(classes)
+    given = Hints(heads=heads, decoder_heads=decoder_heads, classes=names)
+    arrival = understood(source, family, given, target, encoder_only)
     _write(arrival, source, out)
     return arrival
 
@@ -113,6 +118,7 @@ def _hints(source: Source, given: Hints, target: str | None) -> Hints:
         hints,
         heads=given.heads or hints.heads,
         decoder_heads=given.decoder_heads or hints.decoder_heads,
+        classes=given.classes or hints.classes,
         target=target or hints.target,
     )
 

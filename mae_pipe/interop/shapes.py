@@ -79,14 +79,18 @@ def model_of(weights: Mapping[str, Tensor], hints: Hints, family: str, what: str
         fitting = Data(**{name: value for name, value in data.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
         raise DataError(f"{what} is no ViT that fits: {error.errors()[0]['msg']}") from error
-    return Model(
-        given, encoder, fitting, decoder=decoder, head=_head(weights, hints), target=hints.target, ratio=hints.ratio
-    )
+    head = _head(weights, hints, what)
+    return Model(given, encoder, fitting, decoder=decoder, head=head, target=hints.target, ratio=hints.ratio)
 
 
-def _head(weights: Mapping[str, Tensor], hints: Hints) -> Head | None:
+def _head(weights: Mapping[str, Tensor], hints: Hints, what: str) -> Head | None:
     if "head.weight" not in weights:
         return None
+    count = len(weights["head.weight"])
+    if hints.classes is not None and len(hints.classes) != count:
+        raise DataError(
+            f"{what} has {count} classes, and {len(hints.classes)} names of them are given; give one for each"
+        )
     own = "fc_norm.weight" in weights
     names = hints.classes or tuple(map(str, range(len(weights["head.weight"]))))
     return Head("mean" if own or not hints.token else "token", "own" if own else "encoder", names)
@@ -163,9 +167,7 @@ def hints_beside(config: Mapping[str, Any], processor: Mapping[str, Any], argume
         mean=_three(processor.get("image_mean", timms.get("mean"))),
         std=_three(processor.get("image_std", timms.get("std"))),
         crop=share if isinstance(share, float) else None,
-        classes=tuple(str(labels[str(n)]) for n in range(len(labels)))
-        if labels is not None and _numbered(labels)
-        else None,
+        classes=_classes(labels, config.get("label_names")),
         token=pool != "avg",
         target="normalized_pixel" if pixels else "pixel",
         ratio=float(config.get("mask_ratio", arguments.get("mask_ratio", 0.75))),
@@ -185,5 +187,8 @@ def _three(value: Any) -> tuple[float, ...] | None:
     return tuple(map(float, value)) if isinstance(value, list) else None
 
 
-def _numbered(labels: Any) -> bool:
-    return isinstance(labels, dict) and all(str(n) in labels for n in range(len(labels)))
+def _classes(numbered: Any, listed: Any) -> tuple[str, ...] | None:
+    """Hugging Face's names by number, or timm's in order."""
+    if isinstance(numbered, dict) and all(str(n) in numbered for n in range(len(numbered))):
+        return tuple(str(numbered[str(n)]) for n in range(len(numbered)))
+    return tuple(map(str, listed)) if isinstance(listed, list) else None

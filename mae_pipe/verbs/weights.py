@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +20,7 @@ def import_weights(
     heads: int | None = None,
     decoder_heads: int | None = None,
     target: Literal["pixel", "normalized_pixel"] | None = None,
+    classes: Sequence[str] | None = None,
     encoder_only: bool = False,
 ) -> Arrival:
     """Make the run folder ``out`` of the weights in ``file``, as ``mae-pipe import`` (docs/weights.md).
@@ -27,6 +29,7 @@ def import_weights(
         family: whose names they are; default: recognised.
         heads, decoder_heads: attention heads, where the width does not say them.
         target: what a decoder predicts.
+        classes: names of a classifier's classes; default: those beside the file, or else their numbers.
         encoder_only: leave a decoder or a classifier out.
 
     Raises:
@@ -41,6 +44,7 @@ def import_weights(
         heads=heads,
         decoder_heads=decoder_heads,
         target=target,
+        classes=classes,
         encoder_only=encoder_only,
     )
 
