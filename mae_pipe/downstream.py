@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from torch import Tensor
 
+from mae_pipe import segmented
 from mae_pipe.catalog import Catalog
 from mae_pipe.checkpoints import Archive
 from mae_pipe.classification import Classification
@@ -137,6 +138,9 @@ def downstream(
         agree_on_buffers(task.head)
         with engine.averaged():
             metrics = measured(engine, held_out, task.head, recipe.sliding)
+            if task.head.labels == "map" and not cached:  # features that are kept have no image
+                picture = folder.folder / "pictures" / f"segmentation-{step:07d}.png"
+                segmented.draw(engine, held_out, begun.classes, picture, active=here.rank == 0)
         journal.write("eval", step, split=recipe.eval_split, images=held_out.images, **metrics)
         return metrics
 

@@ -25,6 +25,7 @@ from mae_pipe.data.admit import Wishes
 from mae_pipe.data.crew import make_all
 from mae_pipe.data.listing import Listing
 from mae_pipe.data.manifest import Manifest
+from mae_pipe.data.maps import IGNORE
 from mae_pipe.data.merge import merge
 from mae_pipe.data.parts import reader
 from mae_pipe.data.place import check_places, claimed, clear, disk_error
@@ -58,6 +59,7 @@ def build(
     labels: Path | None = None,
     maps: Path | None = None,
     class_names: Path | None = None,
+    ignore_classes: Sequence[int] = (),
     planes: bool = False,
     raw: float = 0.0,
     marks: bool = True,
@@ -85,6 +87,7 @@ def build(
         labels: a table of every image's classes (``labels.read``); folders are then no classes.
         maps: a folder with a map for every image: the same path below it, ending in .png (``maps.admit_map``).
         class_names: a file of the names of the maps' classes, or without maps of the table's, in their order.
+        ignore_classes: of maps: they become 255, and the others move down to fill their places.
         planes: store images without compression, as planes of YCbCr 4:2:0 (``planar.py``).
         raw: store this share of the images as raw pixels: FFCV's raw and proportion modes.
         marks: note where the rows of blocks of JPEGs begin (``marks.py``), if this machine can.
@@ -102,7 +105,7 @@ def build(
         check_places(source, out)
     per_shard = per_shard or PER_SHARD
     source_name = source_name or recognised(source, catalog)
-    _check(source, source_name, quality, channels, value_range, labels, maps, class_names)
+    _check(source, source_name, quality, channels, value_range, labels, maps, class_names, ignore_classes)
     if planes and not writer.planes:
         raise DataError(f"--planes is not for {format} shards; leave --format out, or --planes")
     if planes and (quality or channels not in (None, 3)):
@@ -128,6 +131,7 @@ def build(
         **({} if labels is None else {"labels": _hash(labels)}),
         **({} if maps is None else {"maps": True}),
         **({} if class_names is None else {"class_names": _hash(class_names)}),
+        **({"ignored": sorted(set(ignore_classes))} if ignore_classes else {}),
         **({"marks": True} if marks else {}),
         **({"planes": True} if planes else {}),
         **({"raw": raw} if raw else {}),
@@ -151,6 +155,7 @@ def build(
         json.dumps(dict(source_options), sort_keys=True),
         in_place,
         raw=raw,
+        ignored=tuple(sorted(set(ignore_classes))),
     )
     reader.cache_clear()
     if shuffle and reader(plan).sequential:
@@ -209,6 +214,7 @@ def _check(
     labels: Path | None,
     maps: Path | None,
     class_names: Path | None,
+    ignore_classes: Sequence[int],
 ) -> None:
     """Refuse options that contradict each other."""
     if quality and channels not in (None, 1, 3):
@@ -219,6 +225,10 @@ def _check(
         raise DataError(f"{maps} is not a folder; give the folder that holds the maps")
     if maps and source.resolve() in (maps.resolve(), *maps.resolve().parents):
         raise DataError(f"{maps} lies inside {source}, so its maps would be taken for images; move one of them away")
+    if ignore_classes and not maps:
+        raise DataError("--ignore-class is of maps; give --maps too, or leave it out")
+    if not all(0 <= number < IGNORE for number in ignore_classes):
+        raise DataError(f"--ignore-class {list(ignore_classes)} is not of 0 to {IGNORE - 1}; {IGNORE} never counts")
     if class_names and not (maps or labels) and source_name == FALLBACK:
         raise DataError("--class-names are the names of classes in maps or in a table; give --maps or --labels too")
 

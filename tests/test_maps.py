@@ -151,6 +151,38 @@ def test_classes_and_maps_go_together_and_names_are_those_of_the_maps(tmp_path: 
     assert manifest.classes_of("map") == manifest.map_classes
 
 
+def test_an_ignored_class_becomes_255_and_higher_ones_move_down(tmp_path: Path) -> None:
+    folder = str(made(tmp_path))
+    whole = [f"{folder}/in", f"{folder}/out", "--maps", f"{folder}/maps", "--workers", "1"]
+    result = CliRunner().invoke(_group, ["shard", *whole, "--ignore-class", "0", "--ignore-class", "7"])
+    assert result.exit_code == 0, result.output
+    assert Manifest.load(tmp_path / "out").map_classes == [str(number) for number in range(18)]
+    shelf = Shelf(tmp_path / "out", "train", Catalog())
+    for row in range(COUNT):
+        with Image.open(tmp_path / "maps" / f"{shelf.index.key(row)}.png") as picture:
+            before = np.asarray(picture).astype(int)
+        after = np.where(before > 7, before - 2, before - 1)
+        after[(before == 0) | (before == 7)] = 255
+        assert np.array_equal(np.asarray(decode.map_of(shelf.read_map(row))), after)
+    assert verify(tmp_path / "out") == []
+
+
+def test_a_class_is_ignored_before_names_are_counted_and_255_stays() -> None:
+    numbers = np.array([[0, 1, 2], [150, 255, 254]], np.uint8)
+    map_ = admit_map(saved(Image.fromarray(numbers), "PNG"), (3, 2), (3, 2), 254, (0,))
+    assert np.asarray(decode.map_of(map_.data)).tolist() == [[255, 0, 1], [149, 255, 253]]
+    assert map_.top == 253
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"maps": None, "ignore_classes": (0,)}, "is of maps"), ({"ignore_classes": (255,)}, "is not of 0 to 254")],
+)
+def test_a_class_that_cannot_be_ignored_is_refused(tmp_path: Path, options: dict[str, object], says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        make(made(tmp_path), **options)  # type: ignore[arg-type]
+
+
 def test_images_without_a_fitting_map_are_named_and_stop_nothing(tmp_path: Path) -> None:
     maps = made(tmp_path) / "maps"
     names = sorted(path.relative_to(maps).as_posix() for path in maps.rglob("*.png"))

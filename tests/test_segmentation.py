@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mae_pipe import optim, recipe
+from mae_pipe import optim, recipe, segmented
 from mae_pipe.autoencoder import build_encoder
 from mae_pipe.catalog import Catalog
 from mae_pipe.classification import Classification, read_weights
@@ -96,6 +96,12 @@ def test_finetuning_on_four_blocks_learns_and_reports_the_miou_of_whole_images(r
     assert {"loss", "centre_miou", "miou", "mean_accuracy", "pixel_accuracy"} <= set(result.metrics)
     rows = [json.loads(row) for row in (result.folder / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["miou"] == result.metrics["miou"]
+    (path,) = (result.folder / "pictures").iterdir()
+    assert path.name == "segmentation-0000024.png"
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture)
+    for colour in segmented.palette(2)[[0, 1, 255]]:
+        assert (pixels == colour).all(-1).any(), "both classes and what does not count are there"
 
 
 @pytest.mark.parametrize(
@@ -133,3 +139,23 @@ def test_the_recipe_of_ade20k_falls_in_a_straight_line_as_poly_does(step: int, l
     plan = optim.Plan.of(recipe.load("finetune_ade20k"), 20210, 1)
     assert plan.steps == 160000
     assert plan.lr(step) == pytest.approx(lr, rel=1e-4, abs=1e-9)
+
+
+def test_a_picture_shows_truth_and_prediction_in_the_colours_of_its_legend() -> None:
+    truth = np.zeros((1, 8, 8), np.int64)
+    truth[0, :4], truth[0, 7] = 2, 255
+    guess, images = np.full((1, 8, 8), 1), np.full((1, 8, 8, 3), 77, np.uint8)
+    page = np.asarray(segmented.drawn(images, truth, guess, ["sky", "sea", "sand"]))
+    colours, side = segmented.palette(3), 28 * 8
+    left, top = segmented.MARGIN, segmented.MARGIN + segmented.HEADER
+    tiles = [page[top : top + side, at : at + side] for at in range(left, left + 3 * side, side + segmented.GAP)]
+    assert (tiles[0] == 77).all()
+    assert np.array_equal(tiles[1][::28, ::28], colours[truth[0]])
+    assert np.array_equal(tiles[2][::28, ::28], colours[np.where(truth[0] == 255, 255, 1)])
+    below = page[top + side + segmented.GAP :]
+    assert all((below == colours[number]).all(-1).any() for number in (0, 1, 2))
+
+
+def test_no_two_classes_of_ade20k_have_one_colour() -> None:
+    table = segmented.palette(150)
+    assert len({tuple(colour) for colour in table[[*range(150), 255]].tolist()}) == 151

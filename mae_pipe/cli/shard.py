@@ -70,6 +70,14 @@ FOLDER = click.Path(path_type=Path)
     "--class-names", type=FOLDER, metavar="FILE", help="A class name a line, for --maps or --labels, in their order."
 )
 @click.option(
+    "--ignore-class",
+    "ignore_classes",
+    type=click.IntRange(0, 254),
+    multiple=True,
+    metavar="N",
+    help="A class of --maps that becomes 255, of no class; higher ones move down by one. May be repeated.",
+)
+@click.option(
     "--planes",
     is_flag=True,
     help="Store pixels as planes of YCbCr 4:2:0: the fastest to read, 1.5 bytes a pixel; other tools cannot.",
@@ -117,6 +125,7 @@ def shard(
     labels: Path | None,
     maps: Path | None,
     class_names: Path | None,
+    ignore_classes: tuple[int, ...],
     planes: bool,
     raw: float,
     marks: bool,
@@ -154,6 +163,7 @@ def shard(
                 labels=labels,
                 maps=maps,
                 class_names=class_names,
+                ignore_classes=ignore_classes,
                 planes=planes,
                 raw=raw,
                 marks=marks,

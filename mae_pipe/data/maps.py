@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from mae_pipe.data.refusal import Refusal
@@ -23,17 +24,24 @@ class AdmittedMap:
     top: int
 
 
-def admit_map(data: bytes, whole: tuple[int, int], stored: tuple[int, int], classes: int | None) -> AdmittedMap:
-    """Check one map; raises ``Refusal``. What is fine is kept byte for byte.
+def admit_map(
+    data: bytes,
+    whole: tuple[int, int],
+    stored: tuple[int, int],
+    classes: int | None,
+    ignored: tuple[int, ...] = (),
+) -> AdmittedMap:
+    """Check one map; raises ``Refusal``. What is fine is kept byte for byte, where no class is ignored.
 
     Args:
         whole: (width, height) of its image, upright.
         stored: the same, after the image was shrunk: the map is shrunk alike, to the nearest pixels.
         classes: how many there are; None: as many as the maps name.
+        ignored: classes that become 255; the others move down to fill their places (``renumbered``).
     """
     with warnings.catch_warnings(action="ignore"):
         try:
-            return _admit(data, whole, stored, classes)
+            return _admit(data, whole, stored, classes, ignored)
         except Refusal:
             raise
         except Exception as error:  # a decoder of a damaged file raises whatever it likes
@@ -42,7 +50,20 @@ def admit_map(data: bytes, whole: tuple[int, int], stored: tuple[int, int], clas
             ) from None
 
 
-def _admit(data: bytes, whole: tuple[int, int], stored: tuple[int, int], classes: int | None) -> AdmittedMap:
+def renumbered(ignored: tuple[int, ...]) -> NDArray[np.uint8]:
+    """[256] what each class becomes: 255 where it is ignored, else its place among those that are not."""
+    kept = np.ones(256, bool)
+    kept[[*ignored, IGNORE]] = False
+    return np.where(kept, np.cumsum(kept) - 1, IGNORE).astype(np.uint8)
+
+
+def _admit(
+    data: bytes,
+    whole: tuple[int, int],
+    stored: tuple[int, int],
+    classes: int | None,
+    ignored: tuple[int, ...],
+) -> AdmittedMap:
     picture = Image.open(io.BytesIO(data), formats=("PNG",))
     if picture.size != whole:
         raise Refusal(
@@ -53,12 +74,14 @@ def _admit(data: bytes, whole: tuple[int, int], stored: tuple[int, int], classes
         raise Refusal(f"wrong map: a PNG of the kind {kind!r} with {depth} bits, not a palette or 8 bits of grey")
     Image.open(io.BytesIO(data), formats=("PNG",)).verify()
     numbers = np.asarray(picture).astype(np.uint8)
+    if ignored:
+        numbers = renumbered(ignored)[numbers]
     seen = np.unique(numbers)
     named = seen[seen != IGNORE]
     top = int(named[-1]) if len(named) else -1
     if classes is not None and top >= classes:
         raise Refusal(f"wrong map: it has the class {top}, but there are {classes} class names")
-    if kind != "1" and stored == whole:
+    if kind != "1" and stored == whole and not ignored:
         return AdmittedMap(data, top)
     out = io.BytesIO()
     small = Image.fromarray(numbers).resize(stored, Image.Resampling.NEAREST)

@@ -146,7 +146,7 @@ class _Making:
         if where is None:
             return image, None
         classes = None if plan.map_names is None else len(plan.map_names)
-        return image, admit_map(read_file(where), image.whole, (image.width, image.height), classes)
+        return image, admit_map(read_file(where), image.whole, (image.width, image.height), classes, plan.ignored)
 
     def _read(self, file: File) -> bytes:
         try:

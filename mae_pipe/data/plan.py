@@ -21,6 +21,7 @@ class Plan:
         table: the name of the table that lists every image's classes, if there is one.
         maps: the folder of maps, if there is one.
         map_names: of the classes that maps may have; None: as many as they number.
+        ignored: classes of maps that become 255 (``maps.renumbered``).
         marks: whether it is noted where rows of blocks of JPEGs begin.
         raw: the share of images that are stored as raw pixels, drawn by a hash of their keys.
         source: the plugin of kind ``source`` that reads ``root``, with ``source_options``, JSON.
@@ -41,6 +42,7 @@ class Plan:
     source_options: str = "{}"
     in_place: bool = False
     raw: float = 0.0
+    ignored: tuple[int, ...] = ()
 
     def where(self, name: str) -> Path:
         """A shard file."""
