@@ -100,22 +100,9 @@ class Slider:
         tops = places(height, self._data.height, self._stride[0])
         return [(top, left) for top in tops for left in places(width, self._data.width, self._stride[1])]
 
-    @torch.no_grad()
-    def shown(self, model: Model, number: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
-        """Image [h, w, C] as windows see it, true map [H, W] and predicted map [H, W] of an image of the index."""
-        pixels, truth = self._read(number)
-        calls = -(-len(self._windows(number)) // self._stream.share.micro_batch)
-        guess = self._guess(model, number, pixels, (truth.shape[0], truth.shape[1]), calls)
-        return pixels.transpose(1, 2, 0), truth, guess.cpu().numpy()
-
     def _of_image(self, model: Model, number: int, calls: int) -> Tensor:
         """[C, C] counts of one image; the model is called ``calls`` times."""
         pixels, truth = self._read(number)
-        guess = self._guess(model, number, pixels, (truth.shape[0], truth.shape[1]), calls)
-        return counted(torch.from_numpy(truth).to(model.device), guess, self._classes)
-
-    def _guess(self, model: Model, number: int, pixels: NDArray[np.uint8], size: tuple[int, int], calls: int) -> Tensor:
-        """[H, W] int64 of ``size``: the predicted map; the model is called ``calls`` times."""
         width, height = self._size(number)
         windows = self._windows(number)
         sums = torch.zeros(self._classes, height, width, device=model.device)
@@ -136,7 +123,8 @@ class Slider:
                 inside = seen[part].shape
                 sums[:, *part] += score[:, : inside[0], : inside[1]]
                 seen[part] += 1
-        return largest(sums / seen, size)
+        guess = largest(sums / seen, (truth.shape[0], truth.shape[1]))
+        return counted(torch.from_numpy(truth).to(model.device), guess, self._classes)
 
     def _read(self, number: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """[C, h, w] the image, resized; [H, W] its map, as it is."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from mae_pipe import launch, runs
+from mae_pipe import launch, runs, segmented
 from mae_pipe.catalog import Catalog
 from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.order import Share
@@ -17,7 +17,7 @@ from mae_pipe.data.shelf import Shelf
 from mae_pipe.data.stream import Stream
 from mae_pipe.direct import READ_FROM, origin_of, shards_of, shards_of_run
 from mae_pipe.errors import DataError, RunError
-from mae_pipe.evaluating import drawing, maps, writing
+from mae_pipe.evaluating import drawing, writing
 from mae_pipe.evaluating.evaluation import Evaluation, Evaluations
 from mae_pipe.evaluating.judged import judge
 from mae_pipe.evaluating.mapped import numbers_of, read_map
@@ -140,8 +140,7 @@ def _one(
                 raise DataError(f"{source} has other classes than {run}; give images with the same ones")
             metrics = measured(model, stream, head, trained.recipe.sliding)
             if head.labels == "map" and picture is not None:
-                drawn = picture
-                folder.on_rank_0(lambda: maps.save(maps.shown(model, stream, trained.recipe.sliding), given, drawn))
+                segmented.draw(model, stream, given, picture, active=here.rank == 0)
             return Evaluation(**about, classes=trained.classes, metrics=metrics)
         named = read_map(asked.class_map) if asked.class_map is not None else {}
         labels_of(stream.shelf, split, len(given))
