@@ -64,6 +64,7 @@ __all__ = [
     "TokenizerShape",
     "changed",
     "families",
+    "heading",
     "load",
     "names",
     "parse",
@@ -250,6 +251,12 @@ def parse(values: dict[str, Any], origin: str, *, task: str | None = None) -> Re
         return model.model_validate_json(json.dumps(values))
     except ValidationError as error:
         raise RecipeError(f"the recipe {origin}: {_say(error, model)}") from error
+
+
+def heading(name: str) -> tuple[str, str]:
+    """Task and ``about`` of a built-in recipe, which stand before its tables: read at once, without a check."""
+    values = tomllib.loads(_files()[name].read_text(encoding="utf-8").partition("\n[")[0])
+    return values["task"], values["about"]
 
 
 def text_of(name_or_path: str) -> tuple[str, str]:

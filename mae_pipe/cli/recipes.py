@@ -34,11 +34,10 @@ def list_recipes(wanted: str = "", task: str | None = None) -> None:
     order = list(recipe.TASKS)
     groups = []
     for family, names in recipe.families().items():
-        loaded = [(name, recipe.load(name)) for name in names]
         rows = [
-            (name, one.task, one.about)
-            for name, one in loaded
-            if task in (None, one.task) and wanted.lower() in f"{family} {name} {one.about}".lower()
+            (name, of, about)
+            for name, (of, about) in ((name, recipe.heading(name)) for name in names)
+            if task in (None, of) and wanted.lower() in f"{family} {name} {about}".lower()
         ]
         if rows:
             groups.append((min(order.index(row[1]) for row in rows), family, rows))
