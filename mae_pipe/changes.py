@@ -43,7 +43,7 @@ def _set(values: dict[str, Any], name: str, value: Any) -> None:
     for table in tables:
         values = values.setdefault(table, {})
         if not isinstance(values, dict):
-            raise RecipeError(f"the change of {name!r}: {table!r} is a value, not a table")
+            raise RecipeError(f"the change of {name!r}: {table!r} is a value and has no keys; name it alone")
     if name in PLUGINS and value != values.get(last):
         values.pop("options", None)
     values[last] = value

@@ -78,6 +78,12 @@ def test_a_malformed_change_is_refused(change: str) -> None:
         recipe.load("mae_vit_base_patch16", [change])
 
 
+def test_a_heading_is_what_the_whole_recipe_says() -> None:
+    for name in recipe.names():
+        loaded = recipe.load(name)
+        assert recipe.heading(name) == (loaded.task, loaded.about)
+
+
 def test_a_recipe_for_another_task_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="is for 'pretrain', not for 'probe'"):
         recipe.load(written(tmp_path, 'task = "pretrain"'), task="probe")
