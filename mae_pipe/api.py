@@ -37,12 +37,17 @@ if TYPE_CHECKING:
     from mae_pipe.errors import PluginError as PluginError
     from mae_pipe.masking import Mask as Mask
     from mae_pipe.masking import gather as gather
+    from mae_pipe.method import Method as Method
+    from mae_pipe.momentum import MomentumCopy as MomentumCopy
+    from mae_pipe.momentum import rising as rising
     from mae_pipe.patches import patchify as patchify
     from mae_pipe.patches import unpatchify as unpatchify
     from mae_pipe.rng import Rng as Rng
+    from mae_pipe.tasks import MaskedAutoencoder as MaskedAutoencoder
     from mae_pipe.teachers import Teacher as Teacher
     from mae_pipe.tokenizer.folder import Tokenizer as Tokenizer
     from mae_pipe.tokenizer.folder import load_tokenizer as load_tokenizer
+    from mae_pipe.views import Crop as Crop
 
 VERSION = (1, 0)
 
@@ -50,6 +55,7 @@ _HOME = {
     "Asked": "mae_pipe.data.sources",
     "Batch": "mae_pipe.data.batch",
     "Catalog": "mae_pipe.catalog",
+    "Crop": "mae_pipe.views",
     "DataError": "mae_pipe.errors",
     "Grid": "mae_pipe.contracts",
     "Head": "mae_pipe.contracts",
@@ -58,6 +64,9 @@ _HOME = {
     "MaePipeError": "mae_pipe.errors",
     "Mask": "mae_pipe.masking",
     "MaskSampler": "mae_pipe.contracts",
+    "MaskedAutoencoder": "mae_pipe.tasks",
+    "Method": "mae_pipe.method",
+    "MomentumCopy": "mae_pipe.momentum",
     "Origin": "mae_pipe.data.sample",
     "Pixels": "mae_pipe.data.sample",
     "Placed": "mae_pipe.data.sample",
@@ -76,6 +85,7 @@ _HOME = {
     "patchify": "mae_pipe.patches",
     "plugin": "mae_pipe.catalog",
     "read_file": "mae_pipe.data.sources",
+    "rising": "mae_pipe.momentum",
     "stamp_of": "mae_pipe.data.sources",
     "unpatchify": "mae_pipe.patches",
 }

@@ -101,7 +101,7 @@ class Classification(nn.Module):
         if tuned > depth:
             raise RecipeError(f"tune_blocks {tuned:g} is more than the encoder has; set it to {depth} at most")
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key(pretrained.seed, "weights") % 2**63)  # as Pretraining.from_recipe draws them
+            torch.manual_seed(key(pretrained.seed, "weights") % 2**63)  # as MaskedAutoencoder.from_recipe draws them
             encoder = build_encoder(
                 pretrained.encoder.model_copy(update={"mask_tokens": False}),  # nothing is hidden here
                 recipe.data.sides,

@@ -26,10 +26,15 @@ GIVEN = {
     "source": {"path"},
     "target": {"view"},
     "head": {"width", "classes", "class_tokens", "view"},
+    "method": {
+        *("encoder", "decoder", "sampler", "ratio", "target", "everywhere"),
+        *("view", "classes", "epochs"),
+    },
 }  # by name to ``__init__``: no options
 API = "MAE_PIPE_API"
 FIRST_API = (1, 0)  # what a package that says nothing was built for
-INITLESS = {"object", "ABC", "Module", "Generic", "Protocol", *KINDS}  # bases that take no arguments
+# Bases that take no arguments; a masked autoencoder takes what it is given alone.
+INITLESS = {"object", "ABC", "Module", "Generic", "Protocol", "MaskedAutoencoder", *KINDS}
 
 
 @dataclass(frozen=True)

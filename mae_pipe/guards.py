@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from mae_pipe.data.batch import Batch
 from mae_pipe.errors import TrainingError
 from mae_pipe.masking import Mask
+from mae_pipe.method import Method
 from mae_pipe.patches import patchify, unpatchify
-from mae_pipe.pixels import normalise
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 
 IMAGES = 8  # that a check looks at
 SPREAD = 1e-4  # of a difference to a magnitude: less is rounding
@@ -48,7 +48,21 @@ def require(findings: Iterator[Finding]) -> None:
             raise TrainingError(f"this would train to nothing: {finding.name}: {finding.detail}")
 
 
-def of_pretraining(task: Pretraining, batch: Batch, *, trained: bool = False) -> Iterator[Finding]:
+def of_method(task: Method, batch: Batch) -> Iterator[Finding]:
+    """The checks of a method before its first step: all of a masked autoencoder's; of others that they are connected.
+
+    Buffers, such as sums and running means, are left as they were.
+    """
+    if isinstance(task, MaskedAutoencoder):
+        yield from of_pretraining(task, batch)
+        return
+    before = {name: buffer.clone() for name, buffer in task.named_buffers()}
+    yield from of_connections(task, batch)
+    for name, buffer in task.named_buffers():
+        buffer.copy_(before[name])
+
+
+def of_pretraining(task: MaskedAutoencoder, batch: Batch, *, trained: bool = False) -> Iterator[Finding]:
     """The checks of a masked autoencoder, on a few images; it is left as it was.
 
     Args:
@@ -57,8 +71,8 @@ def of_pretraining(task: Pretraining, batch: Batch, *, trained: bool = False) ->
     state, device = task.training, next(task.parameters()).device
     task.eval()
     try:
-        few = Batch(*(tensor[:IMAGES] for tensor in vars(batch).values())).to(device)
-        images = normalise(few.pixels, task.mean, task.std)
+        few = batch.each(lambda tensor: tensor[:IMAGES]).to(device)
+        images = task.images(few)
         yield target_varies(task, images)
         yield from position_tables(task)
         yield positions_matter(task, images)
@@ -70,7 +84,7 @@ def of_pretraining(task: Pretraining, batch: Batch, *, trained: bool = False) ->
 
 
 @torch.no_grad()
-def target_varies(task: Pretraining, images: Tensor) -> Finding:
+def target_varies(task: MaskedAutoencoder, images: Tensor) -> Finding:
     """A target that is the same everywhere teaches nothing."""
     truth = task.target.truth(images)
     name = "the target varies from patch to patch"
@@ -81,7 +95,7 @@ def target_varies(task: Pretraining, images: Tensor) -> Finding:
     return Finding(name, math.isfinite(spread) and spread > 1e-6, f"mean deviation {spread:.3g}")
 
 
-def position_tables(task: Pretraining) -> Iterator[Finding]:
+def position_tables(task: MaskedAutoencoder) -> Iterator[Finding]:
     """Fixed tables are compared with the published sums, or with the sums of the formula for another size."""
     for name, part in (("encoder", task.encoder), ("decoder", task.decoder)):
         table = part.pos_embed
@@ -112,7 +126,7 @@ def _sum(rows: int, cols: int, width: int, *, absolute: bool) -> float:
 
 
 @torch.no_grad()
-def positions_matter(task: Pretraining, images: Tensor) -> Finding:
+def positions_matter(task: MaskedAutoencoder, images: Tensor) -> Finding:
     """Attention alone cannot tell where a patch is: shuffled patches would give shuffled tokens."""
     grid, name = task.grid, "the encoder sees where a patch is"
     if grid.size == 1:
@@ -127,9 +141,9 @@ def positions_matter(task: Pretraining, images: Tensor) -> Finding:
 
 
 @torch.no_grad()
-def predictions_differ(task: Pretraining, batch: Batch) -> Finding:
+def predictions_differ(task: MaskedAutoencoder, batch: Batch) -> Finding:
     """Every hidden patch enters the decoder as the same mask token: only positions tell them apart."""
-    images = normalise(batch.pixels, task.mean, task.std)
+    images = task.images(batch)
     mask = Mask.from_scores(task.scores_of(images, batch), task.ratio)
     prediction = task.decoder(task.encoder(images, mask), mask).float()  # [B, M, K]
     name = "predictions at hidden patches differ by position"
@@ -139,7 +153,7 @@ def predictions_differ(task: Pretraining, batch: Batch) -> Finding:
     return Finding(name, spread > SPREAD, f"they differ by {spread:.3g} of their size")
 
 
-def losses(task: Pretraining, batch: Batch, images: Tensor, *, trained: bool) -> Iterator[Finding]:
+def losses(task: MaskedAutoencoder, batch: Batch, images: Tensor, *, trained: bool) -> Iterator[Finding]:
     """The first loss, and whether every trainable parameter feels it."""
     with torch.enable_grad():
         loss = task(batch)
@@ -161,7 +175,7 @@ def losses(task: Pretraining, batch: Batch, images: Tensor, *, trained: bool) ->
 
 
 @torch.no_grad()
-def expected_loss(task: Pretraining, images: Tensor) -> tuple[float, float]:
+def expected_loss(task: MaskedAutoencoder, images: Tensor) -> tuple[float, float]:
     """From half the loss of a prediction of zeros, to twice that and three times the first predictions' variance.
 
     A layer norm, then Xavier weights, make that variance 2 W / (W + K) (W: decoder width). For normalised
@@ -198,7 +212,7 @@ def of_connections(task: nn.Module, batch: Batch) -> Iterator[Finding]:
     device = next(task.parameters()).device
     task.eval()
     try:
-        few = Batch(*(tensor[:IMAGES] for tensor in vars(batch).values())).to(device)
+        few = batch.each(lambda tensor: tensor[:IMAGES]).to(device)
         with torch.enable_grad():
             loss = task(few)
             yield Finding("the loss is finite", bool(torch.isfinite(loss)), f"{float(loss.detach()):.4f}")

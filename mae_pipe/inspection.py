@@ -19,7 +19,7 @@ from mae_pipe.pretraining import crops
 from mae_pipe.recipe import Pretrain
 from mae_pipe.reconstructing import load
 from mae_pipe.seeding import key
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 
 FIT_IMAGES = 1024  # that a target learns from here, where it has to
 
@@ -42,7 +42,7 @@ def inspect(
         shards = shards or (found if "shards" in about and (found := Path(about["shards"])).is_dir() else None)
         _, task, step = load(folder, catalog)
     else:
-        task = Pretraining.from_recipe(chosen, catalog)
+        task = MaskedAutoencoder.from_recipe(chosen, catalog)
     batches = _batches(chosen, shards, split, catalog)
     if task.target.fit_images and not is_run:
         with torch.no_grad():

@@ -40,19 +40,20 @@ def parameter_groups(
     weight_decay: float,
     no_decay: Callable[[str, nn.Parameter], bool] = no_decay_below_two_dimensions,
     lr_scale: Callable[[str], float] = lambda name: 1.0,
+    held_back: Callable[[str], float] = lambda name: 0.0,
 ) -> Groups:
-    """Groups of trainable parameters by (lr scale, weight decay), in the order of first use.
+    """Groups of trainable parameters by (lr scale, weight decay, epochs held back), in the order of first use.
 
     The trainer sets each group's lr to the schedule's times ``lr_scale``, which is 1 or layer
-    decay's ``decay ** (depth + 1 - layer)`` (BEiT, Bao et al. 2022).
+    decay's ``decay ** (depth + 1 - layer)`` (BEiT, Bao et al. 2022); and to 0 in the first ``held_back`` epochs.
     """
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    groups: dict[tuple[float, float, float], dict[str, Any]] = {}
     for name, parameter in named:
         if parameter.requires_grad:
             decay = 0.0 if no_decay(name, parameter) else weight_decay
-            scale = lr_scale(name)
-            new = {"params": [], "weight_decay": decay, "lr_scale": scale}
-            groups.setdefault((scale, decay), new)["params"].append(parameter)
+            scale, held = lr_scale(name), held_back(name)
+            new = {"params": [], "weight_decay": decay, "lr_scale": scale, "held_back": held}
+            groups.setdefault((scale, decay, held), new)["params"].append(parameter)
     return list(groups.values())
 
 
@@ -75,6 +76,7 @@ class Plan:
     epochs: float
     warmup_epochs: float
     shape: str
+    decay: tuple[float, float | None] = (0.0, None)  # weight decay, at the start and at the end
 
     @classmethod
     def of(cls, recipe: Recipe, images: int, world: int) -> Plan:
@@ -106,6 +108,7 @@ class Plan:
             epochs=schedule.epochs,
             warmup_epochs=schedule.warmup_epochs,
             shape=schedule.shape,
+            decay=(recipe.optimizer.weight_decay, recipe.optimizer.weight_decay_end),
         )
 
     def epoch(self, step: int) -> float:
@@ -116,6 +119,14 @@ class Plan:
         """The learning rate of step number ``step``, counted from 0."""
         rate = learning_rate if self.shape == "cosine" else straight_rate
         return rate(self.epoch(step), self.peak_lr, self.min_lr, epochs=self.epochs, warmup_epochs=self.warmup_epochs)
+
+    def weight_decay(self, step: int) -> float | None:
+        """That of step number ``step``; None: as the groups were made."""
+        first, last = self.decay
+        if last is None:
+            return None
+        # DINO's ``cosine_scheduler``, Caron et al. 2021: like the learning rate's, and without a warmup.
+        return learning_rate(self.epoch(step), first, last, epochs=self.epochs, warmup_epochs=0)
 
     def steps_of(self, epochs: float) -> int:
         """The steps nearest to so many epochs, at least 1."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,23 +14,29 @@ from rich.console import Console
 from torch import Tensor
 
 from mae_pipe import guards, launch
+from mae_pipe.building import TABLES, asked_by, build
 from mae_pipe.catalog import Catalog
 from mae_pipe.checkpoints import Archive
+from mae_pipe.data.arrange import Begun
 from mae_pipe.data.batch import Batch
+from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream, open_stream
 from mae_pipe.deferred import deferred
 from mae_pipe.direct import READ_FROM, origin_of, shards_of
 from mae_pipe.engine import Engine, require
+from mae_pipe.engine.state import AVERAGE, WEIGHT
+from mae_pipe.errors import DataError, RecipeError
 from mae_pipe.journal import Journal
 from mae_pipe.live import Live
-from mae_pipe.optim import Plan, parameter_groups
+from mae_pipe.method import Method
+from mae_pipe.optim import Groups, Plan, no_decay_below_two_dimensions, parameter_groups
 from mae_pipe.pixels import normalise
 from mae_pipe.recipe import Data, Pretrain
 from mae_pipe.reconstructing import RunPictures
 from mae_pipe.runs import Run, about_data, about_plugins, begun_order
 from mae_pipe.stopping import stopping_at_once
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 from mae_pipe.trainer import train
 from mae_pipe.watchdog import naming_a_lost_rank, watched
 
@@ -58,33 +65,40 @@ def pretrain(
     require(recipe, here.world)
     micro = Plan.of(recipe, 1, here.world).micro_batch
     share, begun = Share(here.rank, here.world, micro), begun_order(out)
-    stream = open_stream(shards, split, recipe.data, seed=recipe.seed, share=share, catalog=catalog, begun=begun)
-    plan = Plan.of(recipe, stream.images, here.world)
     # Before the folder is made: a plugin that is not there should leave nothing behind.
-    task = construct(recipe, catalog)
+    task = construct(recipe, catalog, classes=len(Manifest.load(shards).classes))
+    stream = stream_of(task, recipe, shards, split, share=share, catalog=catalog, begun=begun)
+    plan = Plan.of(recipe, stream.images, here.world)
     run = Run(out, rank=here.rank)
     if resume == "none" or (resume == "auto" and not any(run.checkpoints.glob("step-*"))):
         prepare(task, stream, recipe, run)
-    about = about_data(shards, split, stream, here.world) | {"provenance": task.target.provenance()}
+    about = about_data(shards, split, stream, here.world) | {"provenance": task.provenance()}
     about |= {} if given == shards else {READ_FROM: origin_of(given)}
-    about |= about_plugins(catalog, shards, mask=recipe.mask.name, target=recipe.target.name)
+    about |= about_plugins(catalog, shards, **plugins_of(recipe, catalog))
     checkpoint = run.begin(recipe, about, resume=resume)
-    run.make_room(sum(p.numel() for p in task.parameters()), keep=recipe.saving.keep_last)
-    groups = parameter_groups(task.named_parameters(), weight_decay=recipe.optimizer.weight_decay)
-    engine = Engine(task, groups, recipe, micro_batch=plan.micro_batch)
+    run.make_room(sum(p.numel() for p in task.parameters()), keep=recipe.saving.keep_last, averaged=recipe.ema > 0)
+    engine = Engine(task, groups_of(task, recipe), recipe, micro_batch=plan.micro_batch, average=recipe.ema)
     start = 0 if checkpoint is None else run.restore(engine, checkpoint)
     journal = Journal(out, active=here.rank == 0)
     journal.cut(start)
 
-    saver = run.saver(engine, recipe, plan, lambda archive: publish(run, recipe, archive))
+    tell = partial(publish, run, recipe, task.published)
+    saver = run.saver(engine, recipe, plan, tell)
     if start == plan.steps and here.rank == 0 and checkpoint is not None:
-        publish(run, recipe, Archive.of(checkpoint))  # it may have been killed between the two
-    every = plan.steps_of(recipe.logging.pictures_every_epochs)
-    draw = RunPictures.of(out, shards, recipe, catalog, every=every, last=plan.steps, active=here.rank == 0)
+        tell(Archive.of(checkpoint))  # it may have been killed between the two
+    draw: Callable[[int, Engine], None] = lambda step, engine: None  # noqa: E731
+    if isinstance(task, MaskedAutoencoder):
+        every = plan.steps_of(recipe.logging.pictures_every_epochs)
+        draw = RunPictures.of(out, shards, recipe, catalog, every=every, last=plan.steps, active=here.rank == 0)
     if start == 0:
         draw(0, engine)
     with Live("pretrain", plan.steps, start=start, console=console, active=here.rank == 0) as live:
         live.say(stream.about)
+        if task.batchwise and plan.accumulation > 1:
+            live.say(
+                f"{recipe.method.name} compares the images of a micro-batch: {plan.micro_batch * here.world} at once, "
+                f"not all {plan.global_batch} of a step; raise data.micro_batch where memory allows it"
+            )
         train(
             engine,
             stream,
@@ -101,6 +115,7 @@ def pretrain(
             restore=lambda: run.go_back(engine, saver),
             key_of=stream.index.key,
             seen=seen,
+            stepped=lambda step: task.after_step(step / plan.steps),
             after_step=lambda step: draw(step, engine),
         )
     journal.close()
@@ -108,37 +123,89 @@ def pretrain(
     stream.close()
 
 
-def construct(recipe: Pretrain, catalog: Catalog) -> Pretraining:
+def construct(recipe: Pretrain, catalog: Catalog, *, classes: int) -> Method:
     """The recipe's task; with ``engine.sharded_construction`` without its parameters, which the engine makes."""
-    if recipe.engine.sharded_construction:
-        return deferred(lambda: Pretraining.from_recipe(recipe, catalog))
-    return Pretraining.from_recipe(recipe, catalog)
+    make = partial(build, recipe, catalog, classes=classes)
+    task = deferred(make) if recipe.engine.sharded_construction else make()
+    if task.follows and recipe.engine.zero == 3:
+        raise RecipeError(
+            f"the method {recipe.method.name!r} has a part that follows the encoder, of which every process needs the "
+            "whole; set engine.zero to 2 or less"
+        )
+    return task
 
 
-def prepare(task: Pretraining, stream: Stream, recipe: Pretrain, run: Run) -> None:
+def stream_of(
+    task: Method,
+    recipe: Pretrain,
+    shards: Path,
+    split: str,
+    *,
+    share: Share,
+    catalog: Catalog,
+    begun: Begun | None = None,
+) -> Stream:
+    """The views that ``task`` wants of a split.
+
+    Raises:
+        DataError: it learns from labels, and an image has none.
+    """
+    stream = open_stream(
+        shards, split, recipe.data, seed=recipe.seed, share=share, catalog=catalog, views=len(task.views), begun=begun
+    )
+    if task.labelled and (stream.index.label < 0).any():
+        raise DataError(
+            f"the method {recipe.method.name!r} learns from labels, and images of {shards} have none; shard a folder "
+            "with a subfolder for each class, or choose another method"
+        )
+    return stream
+
+
+def groups_of(task: Method, recipe: Pretrain) -> Groups:
+    """Parameter groups by the recipe's weight decay, and by what the method holds back."""
+
+    def held_back(name: str) -> float:
+        return max((epochs for first, epochs in task.held_back.items() if name.startswith(first)), default=0.0)
+
+    rule = (lambda name, parameter: False) if recipe.optimizer.decay_all else no_decay_below_two_dimensions
+    return parameter_groups(
+        task.named_parameters(), weight_decay=recipe.optimizer.weight_decay, no_decay=rule, held_back=held_back
+    )
+
+
+def plugins_of(recipe: Pretrain, catalog: Catalog) -> dict[str, str]:
+    """Kind -> name of what the recipe's method is made of."""
+    used = {"method": recipe.method.name}
+    asked = asked_by(recipe, catalog)
+    return used | {kind: getattr(recipe, kind).name for kind in ("mask", "target") if TABLES[kind] & asked}
+
+
+def prepare(task: Method, stream: Stream, recipe: Pretrain, run: Run) -> None:
     """Before a first step: let the target learn from training crops, and check that the model can learn.
 
     Rank 0 does both, and all get the target's buffers. A model that no process holds whole is not checked.
     """
     here = launch.join()
     device = torch.device("cuda", here.local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    sharded = recipe.engine.sharded_construction
-    (task.target if sharded else task).to(device)
-    alone = Stream(stream.shelf, recipe.data, seed=recipe.seed, share=Share(0, 1, recipe.data.micro_batch))
+    sharded, target = recipe.engine.sharded_construction, task.fitted()
+    for part in (target,) if sharded else (task,):
+        if part is not None:
+            part.to(device)
+    alone = Stream(
+        stream.shelf, recipe.data, seed=recipe.seed, share=Share(0, 1, recipe.data.micro_batch), views=len(task.views)
+    )
 
     def fit_and_check() -> None:
         with closing(alone.batches()) as batches:  # type: ignore[type-var]
-            if task.target.fit_images:
+            if target is not None and target.fit_images:
                 with torch.no_grad():
-                    task.target.fit(
-                        crops(watched(batches), min(task.target.fit_images, alone.images), recipe.data, device)
-                    )
+                    target.fit(crops(watched(batches), min(target.fit_images, alone.images), recipe.data, device))
             if not sharded:
-                guards.require(guards.of_pretraining(task, next(batches)))
+                guards.require(guards.of_method(task, next(batches)))
 
     run.on_rank_0(fit_and_check)
-    if here.world > 1:
-        for buffer in task.target.buffers():
+    if here.world > 1 and target is not None:
+        for buffer in target.buffers():
             dist.broadcast(buffer, 0)
 
 
@@ -150,11 +217,12 @@ def crops(batches: Iterator[Batch], wanted: int, data: Data, device: torch.devic
         yield normalise(pixels, data.mean, data.std)
 
 
-def publish(run: Run, recipe: Pretrain, archive: Archive) -> None:
-    """``model.safetensors``, the whole autoencoder, and ``encoder.safetensors``, with timm's names."""
+def publish(run: Run, recipe: Pretrain, published: str, archive: Archive) -> None:
+    """``model.safetensors``, all of the method, and ``encoder.safetensors``, with timm's names: averages if kept."""
     metadata = {"step": archive.record.step, "recipe": recipe.model_dump(mode="json")}
-    entries = archive.entries()
+    entries = archive.entries(AVERAGE if AVERAGE in archive.kinds else WEIGHT)
     run.save_weights("model.safetensors", entries, metadata)
-    encoder = [replace(e, name=e.name.removeprefix("encoder.")) for e in entries if e.name.startswith("encoder.")]
+    first = f"{published}."
+    encoder = [replace(e, name=e.name.removeprefix(first)) for e in entries if e.name.startswith(first)]
     # The mask token means nothing where no patch is hidden.
     run.save_weights("encoder.safetensors", [e for e in encoder if e.name != "mask_token"], metadata)

@@ -71,6 +71,7 @@ __all__ = [
     "text_of",
 ]
 
+Average = Annotated[float, Field(ge=0, lt=1)]
 INHERITED = ("size", "mean", "std", "centre_share")  # of [data]: the pretrained run's, where a head's recipe is silent
 
 
@@ -120,10 +121,22 @@ class Recipe(Table):
         return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()[:16]
 
 
+R = TypeVar("R", bound=Recipe)
+
+
+def _without_drives(chosen: R, ema: float) -> R:
+    """Refuse an average of weights that lie on drives."""
+    if ema and chosen.engine.offload_optimizer == "nvme":
+        raise ValueError('ema is for engine.offload_optimizer "none" or "cpu"; set one of them')
+    return chosen
+
+
 class Pretrain(Recipe):
-    """Masked autoencoding (MAE, He et al. 2022)."""
+    """An encoder by one method: masked autoencoding (MAE, He et al. 2022) unless another is named."""
 
     task: Literal["pretrain"] = "pretrain"
+    method: Chosen = Chosen(name="mae")
+    ema: Average = 0.0  # decay of an average of the weights, which becomes encoder.safetensors; 0: off
     encoder: EncoderShape = EncoderShape()
     decoder: DecoderShape = DecoderShape()
     mask: MaskChoice = MaskChoice()
@@ -133,7 +146,7 @@ class Pretrain(Recipe):
     def _divides(self) -> Pretrain:
         if any(side % patch for side, patch in zip(self.data.sides, self.encoder.sides, strict=True)):
             raise ValueError(f"data.size {self.data.size} must be a multiple of encoder.patch {self.encoder.patch}")
-        return self
+        return _without_drives(self, self.ema)
 
 
 class Downstream(Recipe):
@@ -147,7 +160,7 @@ class Downstream(Recipe):
     tune_blocks: Annotated[float, Field(ge=0)] | None = (
         None  # finetuning: only so many last blocks; 0.5: an MLP; or all
     )
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0  # decay of an average of the weights, which is measured; 0: off
+    ema: Average = 0.0  # decay of an average of the weights, which is measured; 0: off
     mixing: Mixing = Mixing()
     sliding: Sliding = Sliding()
     labels_per_class: Positive | None = None  # train on few labels; the seed chooses them
@@ -167,9 +180,7 @@ class Downstream(Recipe):
             )
         if self.sliding.stride is None and self.sliding.short_side is not None:
             raise ValueError("sliding.short_side is for sliding windows; set sliding.stride too, or leave it out")
-        if self.ema and self.engine.offload_optimizer == "nvme":
-            raise ValueError('ema is for engine.offload_optimizer "none" or "cpu"; set one of them')
-        return self
+        return _without_drives(self, self.ema)
 
 
 class Tokenizer(Recipe):
@@ -194,7 +205,6 @@ TASKS: dict[str, type[Recipe]] = {
     "finetune": Downstream,
     "tokenizer": Tokenizer,
 }
-R = TypeVar("R", bound=Recipe)
 
 
 def families() -> dict[str, list[str]]:

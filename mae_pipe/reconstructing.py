@@ -28,7 +28,7 @@ from mae_pipe.disk import going_on_without
 from mae_pipe.errors import DataError, RunError
 from mae_pipe.pixels import pixels_of
 from mae_pipe.recipe import Data, Pretrain, parse
-from mae_pipe.tasks import Pretraining, Reconstruction, view_of
+from mae_pipe.tasks import MaskedAutoencoder, Reconstruction, view_of
 
 if TYPE_CHECKING:
     from mae_pipe.engine import Engine
@@ -65,7 +65,7 @@ def reconstruct(
         raise DataError("there is nothing to reconstruct; give image files, or a folder of shards with --shards")
     strips: list[pictures.Strip] = []
     for start in range(0, len(names), AT_ONCE):
-        part = Batch(*(tensor[start : start + AT_ONCE] for tensor in vars(batch).values()))
+        part = _part(batch, slice(start, start + AT_ONCE))
         made = task.reconstruct(part)
         strips += strips_of(made, recipe, names[start : start + AT_ONCE])
     title = f"{run.resolve().name}, step {step:,}"
@@ -80,7 +80,7 @@ def load(
     seed: int | None = None,
     ratio: float | None = None,
     mask: str | None = None,
-) -> tuple[Pretrain, Pretraining, int]:
+) -> tuple[Pretrain, MaskedAutoencoder, int]:
     """The recipe, the whole autoencoder with its newest weights, and their step."""
     recipe = runs.read_recipe(run)
     if not isinstance(recipe, Pretrain):
@@ -94,7 +94,7 @@ def load(
         values["mask"] |= {"name": mask, "options": {}}
     chosen = parse(values, str(run / "recipe.json"))
     assert isinstance(chosen, Pretrain)
-    task = Pretraining.from_recipe(chosen, catalog)
+    task = MaskedAutoencoder.from_recipe(chosen, catalog)
     path = run / WEIGHTS
     if not path.is_file():
         raise RunError(f"{run} has no {WEIGHTS} yet; it is written with the first checkpoint, so let the run go on")
@@ -144,11 +144,13 @@ def fixed(shards: Path | str, split: str, data: Data, count: int, catalog: Catal
         stream.close()
 
 
+def _part(batch: Batch, images: slice) -> Batch:
+    return batch.each(lambda tensor: tensor[images])
+
+
 def _joined(one: Batch, other: Batch) -> Batch:
     """Both, each image with a position of its own, so that no two share a mask."""
-    pixels, labels, numbers, positions = (
-        torch.cat(p) for p in zip(vars(one).values(), vars(other).values(), strict=True)
-    )
+    pixels, labels, numbers, positions = (torch.cat(p) for p in zip(one.tensors, other.tensors, strict=True))
     return Batch(pixels, labels, numbers, torch.arange(len(positions)))
 
 

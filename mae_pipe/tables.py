@@ -238,6 +238,8 @@ class Optimizer(Table):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # lars, sgd
     trust: Above0 = 0.001  # lars: norm of a scaled gradient in norms of its tensor
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    weight_decay_end: Annotated[float, Field(ge=0)] | None = None  # half a cosine leads to it; None: it stays
+    decay_all: bool = False  # pretraining: biases and norms too (MoCo v3)
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0  # finetuning: lr factor a layer down
     clip: Annotated[float, Field(ge=0)] = 0.0  # gradient norm; 0: off
 

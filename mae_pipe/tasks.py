@@ -6,17 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mae_pipe.autoencoder import Decoder, Encoder, build_encoder
+from mae_pipe.autoencoder import Decoder, Encoder
 from mae_pipe.catalog import Catalog
 from mae_pipe.contracts import MaskSampler, Target, View
 from mae_pipe.errors import PluginError, RecipeError
 from mae_pipe.masking import Mask, visible_count
-from mae_pipe.pixels import Channels, normalise
+from mae_pipe.method import Method
+from mae_pipe.pixels import normalise
 from mae_pipe.recipe import Data, EncoderShape, Pretrain
-from mae_pipe.rng import Rng
-from mae_pipe.seeding import key
 
 if TYPE_CHECKING:
     from mae_pipe.data.batch import Batch
@@ -39,16 +38,17 @@ class Reconstruction:
     caption: str
 
 
-class Pretraining(nn.Module):
+class MaskedAutoencoder(Method):
     """Hide patches, encode the visible ones, predict the hidden ones (MAE, He et al. 2022).
 
     Args:
         sampler: ranks the patches; the highest ``ratio`` of them are hidden.
         target: what is predicted, and the loss.
-        mean, std: of pixels in [0, 1].
-        mask_key: of the masks' random numbers; with an image's position in the stream it decides its mask.
         everywhere: the loss is over all patches, not only hidden ones.
     """
+
+    encoder: Encoder
+    target: Target
 
     def __init__(
         self,
@@ -58,50 +58,31 @@ class Pretraining(nn.Module):
         target: Target,
         *,
         ratio: float,
-        mean: Channels,
-        std: Channels,
-        mask_key: int,
         everywhere: bool = False,
     ) -> None:
         super().__init__()
         self.everywhere = everywhere
         self.encoder, self.decoder, self.sampler, self.target = encoder, decoder, sampler, target
         self.grid, self.ratio = encoder.grid, ratio
-        self.mean, self.std, self.mask_key = mean, std, mask_key
         if visible_count(self.grid.size, ratio) == self.grid.size:
             raise RecipeError(f"mask.ratio {ratio} hides none of {self.grid.size} patches; raise it")
 
     @classmethod
-    def from_recipe(cls, recipe: Pretrain, catalog: Catalog) -> Pretraining:
-        """Built with first weights that depend on the recipe's seed alone, so that all ranks agree."""
-        sampler = catalog.build("mask", recipe.mask.name, recipe.mask.options)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key(recipe.seed, "weights") % 2**63)
-            view = view_of(recipe.data, recipe.encoder)
-            target = catalog.build("target", recipe.target.name, recipe.target.options, view=view)
-            encoder = build_encoder(recipe.encoder, recipe.data.sides, channels=view.channels)
-            decoder = Decoder(
-                recipe.decoder,
-                width=recipe.encoder.width,
-                out=target.width,
-                grid=encoder.grid,
-                class_tokens=recipe.encoder.class_tokens,
-                mask_tokens=not recipe.encoder.mask_tokens,
-            )
-        return cls(
-            encoder,
-            decoder,
-            sampler,
-            target,
-            ratio=recipe.mask.ratio,
-            mean=recipe.data.mean,
-            std=recipe.data.std,
-            mask_key=key(recipe.seed, "mask"),
-            everywhere=recipe.target.loss_on == "all",
-        )
+    def from_recipe(cls, recipe: Pretrain, catalog: Catalog) -> MaskedAutoencoder:
+        """The recipe's, with first weights that depend on its seed alone, so that all ranks agree.
 
-    @overload
-    def forward(self, batch: Batch, mode: Literal["loss"] = "loss") -> Tensor: ...
+        Raises:
+            RecipeError: the recipe has another method.
+        """
+        from mae_pipe.building import build
+
+        found = build(recipe, catalog)
+        if not isinstance(found, MaskedAutoencoder):
+            raise RecipeError(f"this is for masked autoencoders, and the recipe's method is {recipe.method.name!r}")
+        return found
+
+    @overload  # type: ignore[override]
+    def forward(self, batch: Batch, mode: Literal["loss", "features"] = "loss") -> Tensor: ...
 
     @overload
     def forward(self, batch: Batch, mode: Literal["reconstruct"]) -> Reconstruction: ...
@@ -111,17 +92,26 @@ class Pretraining(nn.Module):
 
         Both go through here because ZeRO 3 gathers weights when the root module is called.
         """
-        images = normalise(batch.pixels, self.mean, self.std)  # [B, C, H, W]
+        if mode != "reconstruct":
+            return super().forward(batch, mode)  # type: ignore[no-any-return]
+        images = self.images(batch)
         scores = self.scores_of(images, batch)
-        if mode == "loss":
-            return self.loss_of(images, scores)
         mask = Mask.from_scores(scores, self.ratio)
         prediction = self.decoder(self.encoder(images, mask), mask, everywhere=True).float()  # [B, N, K]
         return Reconstruction(images, mask, self.target.picture(prediction, images), self.target.caption)
 
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean over the hidden patches of all images, or over all patches, a float32 scalar."""
+        images = self.images(batch)
+        return self.loss_of(images, self.scores_of(images, batch))
+
+    def images(self, batch: Batch) -> Tensor:
+        """[B, C, H, W] normalised."""
+        return normalise(batch.pixels, self.view.mean, self.view.std)
+
     def scores_of(self, images: Tensor, batch: Batch) -> Tensor:
         """[B, N] float32: the sampler's, which rank the patches of ``images``, the batch's normalised."""
-        scores = self.sampler.scores(images, self.grid, Rng(self.mask_key, batch.positions))
+        scores = self.sampler.scores(images, self.grid, self.rng(batch, "mask"))
         if scores.shape != (len(images), self.grid.size):
             raise PluginError(
                 f"the mask sampler {type(self.sampler).__name__} gave scores of shape {list(scores.shape)}; "

@@ -16,7 +16,7 @@ from mae_pipe.contracts import Grid
 from mae_pipe.data.batch import Batch
 from mae_pipe.errors import RunError
 from mae_pipe.positions import resized, sincos_positions
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 
 MAE = recipe.Pretrain(
     seed=5,
@@ -25,7 +25,7 @@ MAE = recipe.Pretrain(
     decoder=recipe.DecoderShape(width=16, depth=1, heads=2),
 )
 WEIGHTS = {
-    name: tensor.clone() for name, tensor in Pretraining.from_recipe(MAE, Catalog()).encoder.state_dict().items()
+    name: tensor.clone() for name, tensor in MaskedAutoencoder.from_recipe(MAE, Catalog()).encoder.state_dict().items()
 }
 
 

@@ -12,7 +12,7 @@ from mae_pipe import recipe
 from mae_pipe.catalog import Catalog
 from mae_pipe.deferred import begin, deferred
 from mae_pipe.errors import RecipeError
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 
 
 @pytest.mark.parametrize(
@@ -26,9 +26,9 @@ from mae_pipe.tasks import Pretraining
 def test_every_first_weight_and_buffer_is_the_same_to_the_last_bit(changes: list[str]) -> None:
     chosen = recipe.load("digits", changes)
     assert isinstance(chosen, recipe.Pretrain)
-    usual = Pretraining.from_recipe(chosen, Catalog())
+    usual = MaskedAutoencoder.from_recipe(chosen, Catalog())
     before = torch.random.get_rng_state()
-    later = deferred(lambda: Pretraining.from_recipe(chosen, Catalog()))
+    later = deferred(lambda: MaskedAutoencoder.from_recipe(chosen, Catalog()))
     found = {name: begin(parameter) for name, parameter in reversed(list(later.named_parameters()))}
     assert torch.equal(before, torch.random.get_rng_state())
     assert all(parameter.is_meta for parameter in later.encoder.parameters())

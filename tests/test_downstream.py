@@ -31,7 +31,7 @@ from mae_pipe.errors import DataError, DiskError, PluginError, RunError
 from mae_pipe.labelled import few
 from mae_pipe.opening import folder_of, inherit
 from mae_pipe.sharding import build
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 
 MAE = recipe.Pretrain(
     data=recipe.Data(size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), centre_share=1.0),
@@ -69,7 +69,7 @@ def run(tmp_path: Path, shards: Path) -> Path:
     """A run folder as pretraining leaves it; its weights are other than those of an untrained encoder."""
     folder = tmp_path / "run"
     folder.mkdir()
-    weights = Pretraining.from_recipe(MAE, Catalog()).encoder.state_dict()
+    weights = MaskedAutoencoder.from_recipe(MAE, Catalog()).encoder.state_dict()
     torch.manual_seed(3)
     save_file({n: w + 0.02 * torch.randn_like(w) for n, w in weights.items()}, folder / "encoder.safetensors")
     (folder / "recipe.json").write_text(MAE.model_dump_json())

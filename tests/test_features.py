@@ -31,7 +31,7 @@ from mae_pipe.features import extract
 from mae_pipe.features.embed import embed
 from mae_pipe.features.folder import Features
 from mae_pipe.sharding import build
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 
 MAE = recipe.Pretrain(
     data=recipe.Data(size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), centre_share=1.0, crop="random", workers=1),
@@ -60,7 +60,7 @@ def run(tmp_path: Path, shards: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     torch.manual_seed(3)
-    weights = Pretraining.from_recipe(MAE, Catalog()).encoder.state_dict()
+    weights = MaskedAutoencoder.from_recipe(MAE, Catalog()).encoder.state_dict()
     save_file({n: w + 0.02 * torch.randn_like(w) for n, w in weights.items()}, folder / "encoder.safetensors")
     (folder / "recipe.json").write_text(MAE.model_dump_json())
     (folder / "run.json").write_text(json.dumps({"task": "pretrain", "shards": str(shards)}))

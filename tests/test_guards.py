@@ -15,11 +15,11 @@ from mae_pipe.errors import TrainingError
 from mae_pipe.optim import layer_of, parameter_groups
 from mae_pipe.positions import sincos_positions
 from mae_pipe.recipe import EncoderShape, MaskChoice, TargetChoice
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 from tests.test_model import DECODER, ENCODER, batch_of, task_of
 
 
-def failed(task: Pretraining) -> set[str]:
+def failed(task: MaskedAutoencoder) -> set[str]:
     return {finding.name for finding in guards.of_pretraining(task, batch_of(4)) if not finding.holds}
 
 
@@ -46,27 +46,27 @@ def test_every_option_of_the_encoder_passes(shape: dict[str, object]) -> None:
     assert failed(task_of(encoder=ENCODER.model_copy(update=shape))) == set()
 
 
-def zero_decoder_positions(task: Pretraining) -> None:
+def zero_decoder_positions(task: MaskedAutoencoder) -> None:
     """Hugging Face's ViTMAEForPreTraining(config): zero and frozen."""
     task.decoder.pos_embed.zero_()
 
 
-def zero_encoder_positions(task: Pretraining) -> None:
+def zero_encoder_positions(task: MaskedAutoencoder) -> None:
     """The same in transformers 5."""
     task.encoder.pos_embed.zero_()
 
 
-def swapped_halves(task: Pretraining) -> None:
+def swapped_halves(task: MaskedAutoencoder) -> None:
     """MoCo v3's and mmpretrain's table: the right numbers in other places; on a square grid its sums are equal."""
     half = task.encoder.pos_embed.shape[-1] // 2
     task.encoder.pos_embed.copy_(task.encoder.pos_embed.roll(half, -1) * 1.01)
 
 
-def forgotten_parameter(task: Pretraining) -> None:
+def forgotten_parameter(task: MaskedAutoencoder) -> None:
     task.encoder.extra = nn.Parameter(torch.ones(1))
 
 
-def loud_predictions(task: Pretraining) -> None:
+def loud_predictions(task: MaskedAutoencoder) -> None:
     with torch.no_grad():
         task.decoder.predict.weight.mul_(30)
 
@@ -86,7 +86,7 @@ class Constant(Target):
         return images
 
 
-def constant_target(task: Pretraining) -> None:
+def constant_target(task: MaskedAutoencoder) -> None:
     task.target = Constant()
     task.decoder.predict = nn.Linear(DECODER.width, 4)
 
@@ -104,7 +104,7 @@ def constant_target(task: Pretraining) -> None:
         (constant_target, "the target varies from patch to patch"),
     ],
 )
-def test_a_planted_defect_is_found(plant: Callable[[Pretraining], None], name: str) -> None:
+def test_a_planted_defect_is_found(plant: Callable[[MaskedAutoencoder], None], name: str) -> None:
     task = task_of()
     plant(task)
     assert name in failed(task)

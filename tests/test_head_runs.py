@@ -24,7 +24,7 @@ from mae_pipe.downstream import Result, downstream
 from mae_pipe.errors import DataError, RecipeError
 from mae_pipe.reporting import render
 from mae_pipe.sharding import build
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 
 MAE = recipe.Pretrain(
     data=recipe.Data(size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), centre_share=1.0),
@@ -73,7 +73,7 @@ def run(tmp_path: Path, shards: Path) -> Path:
     """A run folder as pretraining leaves it."""
     folder = tmp_path / "run"
     folder.mkdir()
-    save_file(Pretraining.from_recipe(MAE, Catalog()).encoder.state_dict(), folder / "encoder.safetensors")
+    save_file(MaskedAutoencoder.from_recipe(MAE, Catalog()).encoder.state_dict(), folder / "encoder.safetensors")
     (folder / "recipe.json").write_text(MAE.model_dump_json())
     (folder / "run.json").write_text(json.dumps({"task": "pretrain", "shards": str(shards / "both")}))
     return folder

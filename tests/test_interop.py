@@ -22,7 +22,7 @@ from mae_pipe.interop.model import Model
 from mae_pipe.interop.official import own_name
 from mae_pipe.recipe import Data, DecoderShape, Pretrain
 from mae_pipe.reconstructing import load
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 from mae_pipe.weights import to_safetensors
 
 from .travelling import (
@@ -152,7 +152,7 @@ def test_registers_and_layer_scale_travel_to_timm_and_back(tmp_path: Path) -> No
 def test_what_is_not_square_goes_to_timm_alone(tmp_path: Path, data: Data, patch: Any, why: str) -> None:
     small = DecoderShape(width=32, depth=1, heads=4)
     chosen = Pretrain(decoder=small, encoder=TINY.encoder.model_copy(update={"patch": patch}), data=data)
-    weights = Pretraining.from_recipe(chosen, Catalog()).state_dict()
+    weights = MaskedAutoencoder.from_recipe(chosen, Catalog()).state_dict()
     (tmp_path / "recipe.json").write_text(chosen.model_dump_json())
     (tmp_path / "model.safetensors").write_bytes(to_safetensors(weights, {}))
     for form in ("official", "huggingface"):
@@ -160,6 +160,6 @@ def test_what_is_not_square_goes_to_timm_alone(tmp_path: Path, data: Data, patch
             send_out(tmp_path, form)
     theirs: Any = timm.create_model(f"local-dir:{send_out(tmp_path, 'timm')[0]}", pretrained=True).eval()
     pixels = torch.randn(2, 3, *data.sides)
-    encoder = Pretraining.from_recipe(chosen, Catalog()).encoder.eval()
+    encoder = MaskedAutoencoder.from_recipe(chosen, Catalog()).encoder.eval()
     with torch.no_grad():
         near(encoder(pixels), theirs.forward_features(pixels))

@@ -22,7 +22,7 @@ from mae_pipe.interop.model import Model
 from mae_pipe.recipe import Data, DecoderShape, EncoderShape, Pretrain, TargetChoice
 from mae_pipe.reconstructing import reconstruct
 from mae_pipe.sharding import build
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 from mae_pipe.weights import to_safetensors
 
 from .test_readme import ROOT, blocks, whole
@@ -84,7 +84,7 @@ def test_a_decoder_that_predicts_no_pixels_stays(tmp_path: Path) -> None:
         encoder=TINY.encoder, decoder=DecoderShape(width=32, depth=1, heads=4), data=TINY.data,
         target=TargetChoice(name="hog"),
     )  # fmt: skip
-    weights = Pretraining.from_recipe(chosen, Catalog()).state_dict()
+    weights = MaskedAutoencoder.from_recipe(chosen, Catalog()).state_dict()
     (tmp_path / "recipe.json").write_text(chosen.model_dump_json())
     (tmp_path / "model.safetensors").write_bytes(to_safetensors(weights, {}))
     out, said = send_out(tmp_path, "official")

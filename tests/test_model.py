@@ -26,7 +26,7 @@ from mae_pipe.pixels import normalise, pixels_of
 from mae_pipe.positions import sincos_positions
 from mae_pipe.recipe import Data, DecoderShape, EncoderShape, MaskChoice, Pretrain, TargetChoice
 from mae_pipe.rng import Rng
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 
 SIZE, PATCH, SIDE = 32, 8, 4
 ENCODER = EncoderShape(width=48, depth=2, heads=4, patch=PATCH)
@@ -38,8 +38,8 @@ def recipe_of(**changes: Any) -> Pretrain:
     return Pretrain(data=Data(size=SIZE), encoder=ENCODER, decoder=DECODER).model_copy(update=changes)
 
 
-def task_of(**changes: Any) -> Pretraining:
-    return Pretraining.from_recipe(recipe_of(**changes), Catalog())
+def task_of(**changes: Any) -> MaskedAutoencoder:
+    return MaskedAutoencoder.from_recipe(recipe_of(**changes), Catalog())
 
 
 def batch_of(count: int, first: int = 0) -> Batch:
@@ -138,7 +138,7 @@ def test_the_loss_is_the_papers_formula_in_float64(target: str, ratio: float) ->
 
 def test_predicting_nothing_costs_767_in_768() -> None:
     recipe = Pretrain(data=Data(size=64), encoder=EncoderShape(width=48, depth=1, heads=4), decoder=DECODER)
-    task = Pretraining.from_recipe(recipe, Catalog())
+    task = MaskedAutoencoder.from_recipe(recipe, Catalog())
     torch.nn.init.zeros_(task.decoder.predict.weight)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert task.loss_of(images, torch.rand(2, 16)).item() == pytest.approx(767 / 768, rel=1e-5)
@@ -292,7 +292,7 @@ def test_training_on_one_batch_learns_it() -> None:
 def test_a_reconstruction_repeats_the_masks_of_the_loss_and_leaves_training_on() -> None:
     task, batch = task_of().train(), batch_of(3)
     made = task.reconstruct(batch)
-    scores = task.sampler.scores(made.images, task.grid, Rng(task.mask_key, batch.positions))
+    scores = task.sampler.scores(made.images, task.grid, task.rng(batch, "mask"))
     assert torch.equal(made.mask.order, Mask.from_scores(scores, 0.75).order)
     assert made.picture.shape == made.images.shape == (3, 3, SIZE, SIZE)
     assert torch.equal(made.images, normalise(batch.pixels, *IMAGENET))
@@ -418,7 +418,7 @@ def test_the_loss_on_all_patches_is_the_mean_over_all_in_float64() -> None:
 def test_a_model_of_several_class_tokens_and_no_square_reconstructs() -> None:
     shape = ENCODER.model_copy(update={"class_tokens": 3, "patch": (8, 16)})
     data = Data(size=(16, 64), mean=(0.5,), std=(0.5,))
-    task = Pretraining.from_recipe(recipe_of(encoder=shape, data=data), Catalog())
+    task = MaskedAutoencoder.from_recipe(recipe_of(encoder=shape, data=data), Catalog())
     batch = Batch(torch.randint(0, 256, (2, 1, 16, 64), dtype=torch.uint8), *(torch.arange(2),) * 3)
     made = task.reconstruct(batch)
     assert made.picture.shape == (2, 1, 16, 64)

@@ -16,7 +16,7 @@ from mae_pipe.downstream import downstream
 from mae_pipe.errors import RecipeError
 from mae_pipe.sharding import build
 from mae_pipe.tables import FaultChoice
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 from tests.test_elastic import work
 from tests.test_trainer import Line, begin, go
 from tests.tiny import losses
@@ -35,7 +35,7 @@ def run(image_folder: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     build(image_folder, tmp_path / "shards", catalog=Catalog(), workers=1)
-    save_file(Pretraining.from_recipe(MAE, Catalog()).encoder.state_dict(), folder / "encoder.safetensors")
+    save_file(MaskedAutoencoder.from_recipe(MAE, Catalog()).encoder.state_dict(), folder / "encoder.safetensors")
     (folder / "recipe.json").write_text(MAE.model_dump_json())
     (folder / "run.json").write_text(json.dumps({"task": "pretrain", "shards": str(tmp_path / "shards")}))
     return folder

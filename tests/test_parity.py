@@ -31,7 +31,7 @@ from mae_pipe.recipe import (
     Pretrain,
     TargetChoice,
 )
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden.json"
 TINY = EncoderShape(width=48, depth=2, heads=4, patch=8), DecoderShape(width=32, depth=2, heads=4)
@@ -68,7 +68,7 @@ def golden_noise(batch: int, patches: int, seed: int = 2) -> Tensor:
     return torch.from_numpy(np.random.RandomState(seed).random_sample((batch, patches)).astype(np.float32))
 
 
-def build(size: int, encoder: EncoderShape, decoder: DecoderShape, ratio: float, norm: bool) -> Pretraining:
+def build(size: int, encoder: EncoderShape, decoder: DecoderShape, ratio: float, norm: bool) -> MaskedAutoencoder:
     recipe = Pretrain(
         data=Data(size=size),
         encoder=encoder,
@@ -76,7 +76,7 @@ def build(size: int, encoder: EncoderShape, decoder: DecoderShape, ratio: float,
         mask=MaskChoice(ratio=ratio),
         target=TargetChoice(name="normalized_pixel" if norm else "pixel"),
     )
-    task = Pretraining.from_recipe(recipe, Catalog())
+    task = MaskedAutoencoder.from_recipe(recipe, Catalog())
     golden_weights(task)
     return task
 
@@ -160,7 +160,7 @@ def test_parameter_counts_are_the_official_ones(
     golden: dict[str, Any], name: str, size: int, shape: EncoderShape
 ) -> None:
     with torch.device("meta"):
-        task = Pretraining.from_recipe(Pretrain(data=Data(size=size), encoder=shape), Catalog())
+        task = MaskedAutoencoder.from_recipe(Pretrain(data=Data(size=size), encoder=shape), Catalog())
     trainable = sum(p.numel() for p in task.parameters())
     fixed = task.encoder.pos_embed.numel() + task.decoder.pos_embed.numel()
     assert {"total": trainable + fixed, "trainable": trainable} == golden[f"params_{name}"]

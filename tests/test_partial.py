@@ -14,7 +14,7 @@ from mae_pipe.classification import Classification, read_weights
 from mae_pipe.downstream import downstream, groups_of
 from mae_pipe.errors import RecipeError
 from mae_pipe.opening import folder_of
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 from tests.test_classification import batch
 from tests.test_downstream import chosen, encoder_of, measured, run, shards  # noqa: F401  # two are fixtures
 
@@ -24,7 +24,7 @@ MAE = recipe.Pretrain(
     encoder=recipe.EncoderShape(width=32, depth=DEPTH, heads=2, patch=4, layer_scale=0.5),
     decoder=recipe.DecoderShape(width=16, depth=1, heads=2),
 )
-WEIGHTS = Pretraining.from_recipe(MAE, Catalog()).encoder.state_dict()
+WEIGHTS = MaskedAutoencoder.from_recipe(MAE, Catalog()).encoder.state_dict()
 HALF = ("blocks.2.norm2.", "blocks.2.mlp.", "blocks.2.ls2.", "norm.")
 TRAINED = {0: (), 0.5: HALF, 1: ("blocks.2.", "norm."), 2: ("blocks.1.", "blocks.2.", "norm."), 3: ("",)}
 

@@ -17,7 +17,7 @@ from mae_pipe.errors import DataError, DiskError, MaePipeError, PluginError, Rec
 from mae_pipe.reconstructing import COUNT, RunPictures, fixed, given, load, reconstruct, strips_of
 from mae_pipe.runs import Run
 from mae_pipe.sharding import build
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 from mae_pipe.weights import entry_of
 
 CATALOG = Catalog()
@@ -41,7 +41,7 @@ def write_run(folder: Path, chosen: recipe.Pretrain) -> Path:
     """A run folder with weights that were never trained."""
     folder.mkdir()
     (folder / "recipe.json").write_text(chosen.model_dump_json())
-    weights = Pretraining.from_recipe(chosen, CATALOG).state_dict()
+    weights = MaskedAutoencoder.from_recipe(chosen, CATALOG).state_dict()
     metadata = {"step": STEP, "recipe": chosen.model_dump(mode="json")}
     Run(folder).save_weights("model.safetensors", map(entry_of, weights, weights.values()), metadata)
     return folder
@@ -221,7 +221,7 @@ class Engine:
 
     device = torch.device("cpu")
 
-    def __init__(self, task: Pretraining) -> None:
+    def __init__(self, task: MaskedAutoencoder) -> None:
         self.task, self.training = task, True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -235,7 +235,7 @@ class Engine:
 
 def test_a_run_draws_the_same_images_at_the_start_every_so_often_and_at_the_end(shards: Path, tmp_path: Path) -> None:
     chosen = tiny()
-    engine: Any = Engine(Pretraining.from_recipe(chosen, CATALOG))
+    engine: Any = Engine(MaskedAutoencoder.from_recipe(chosen, CATALOG))
     draw = RunPictures.of(tmp_path, shards, chosen, CATALOG, every=4, last=9)
     for step in range(10):
         draw(step, engine)
@@ -252,7 +252,7 @@ def test_pictures_that_cannot_be_written_are_named_and_do_not_end_a_run(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chosen = tiny()
-    engine: Any = Engine(Pretraining.from_recipe(chosen, CATALOG))
+    engine: Any = Engine(MaskedAutoencoder.from_recipe(chosen, CATALOG))
     draw = RunPictures.of(tmp_path, shards, chosen, CATALOG, every=1, last=2)
     (tmp_path / "pictures").write_text("a file in the way")
     draw(1, engine)
@@ -265,6 +265,6 @@ def test_pictures_that_cannot_be_written_are_named_and_do_not_end_a_run(
 
 def test_only_one_rank_writes_pictures(shards: Path, tmp_path: Path) -> None:
     chosen = tiny()
-    engine: Any = Engine(Pretraining.from_recipe(chosen, CATALOG))
+    engine: Any = Engine(MaskedAutoencoder.from_recipe(chosen, CATALOG))
     RunPictures.of(tmp_path, shards, chosen, CATALOG, every=1, last=1, active=False)(1, engine)
     assert not (tmp_path / "pictures").exists()

@@ -256,13 +256,13 @@ import sys, torch
 from mae_pipe.catalog import Catalog
 from mae_pipe.errors import MaePipeError
 from mae_pipe.recipe import Data, DecoderShape, EncoderShape, MaskChoice, Pretrain
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 recipe = Pretrain(
     data=Data(size=32), mask=MaskChoice(name={mask!r}),
     encoder=EncoderShape(width=16, depth=1, heads=2, patch=8), decoder=DecoderShape(width=16, depth=1, heads=2),
 )
 try:
-    task = Pretraining.from_recipe(recipe, Catalog())
+    task = MaskedAutoencoder.from_recipe(recipe, Catalog())
 except MaePipeError as error:
     print(error, file=sys.stderr)
     sys.exit(error.exit_code)

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from mae_pipe import cli, recipe
 from mae_pipe.catalog import Catalog
 from mae_pipe.provenance import as_toml
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 from tests.small_runs import SHORT, narrow, pictures, settings
 from tests.tiny import losses
 
@@ -47,7 +47,7 @@ def as_pretrained(name: str, changes: list[str], shards: Path, folder: Path) -> 
     folder.mkdir(parents=True)
     loaded = recipe.load(name, changes)
     assert isinstance(loaded, recipe.Pretrain)
-    save_file(Pretraining.from_recipe(loaded, Catalog()).encoder.state_dict(), folder / "encoder.safetensors")
+    save_file(MaskedAutoencoder.from_recipe(loaded, Catalog()).encoder.state_dict(), folder / "encoder.safetensors")
     (folder / "recipe.json").write_text(loaded.model_dump_json())
     (folder / "run.json").write_text(json.dumps({"task": "pretrain", "shards": str(shards)}))
     return folder

@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 from mae_pipe.errors import RecipeError
 from mae_pipe.recompute import blocks_of, recompute
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 from tests.workers import stages
 
 DROP_PATH = {"drop_path": 0.5}
 
 
-def task_of() -> Pretraining:
+def task_of() -> MaskedAutoencoder:
     mae = stages.chosen({})
     return stages.task_of(mae.model_copy(update={"encoder": mae.encoder.model_copy(update=DROP_PATH)})).train()
 
 
-def trained(task: Pretraining) -> tuple[dict[str, Tensor], int]:
+def trained(task: MaskedAutoencoder) -> tuple[dict[str, Tensor], int]:
     """The gradients of one batch, and the numbers that the forward pass keeps for them."""
     kept = []
 

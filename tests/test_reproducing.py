@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from mae_pipe import cli, recipe
 from mae_pipe.catalog import Catalog
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 from tests.small_runs import SHORT, narrow, pictures, settings
 from tests.test_readme import blocks
 
@@ -80,6 +80,6 @@ def test_every_ablation_is_a_recipe_that_builds() -> None:
                 changes = [*narrow("mae_vit_large_patch16_pixel"), change, *more]
                 loaded = recipe.load("mae_vit_large_patch16_pixel", changes)
                 assert isinstance(loaded, recipe.Pretrain)
-                Pretraining.from_recipe(loaded, Catalog())
+                MaskedAutoencoder.from_recipe(loaded, Catalog())
                 built += 1
     assert built >= 19

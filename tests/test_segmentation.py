@@ -18,7 +18,7 @@ from mae_pipe.classification import Classification, read_weights
 from mae_pipe.downstream import downstream
 from mae_pipe.errors import RecipeError
 from mae_pipe.sharding import build
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 
 MAE = recipe.Pretrain(
     data=recipe.Data(size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), centre_share=1.0),
@@ -50,7 +50,7 @@ def run(tmp_path: Path) -> Path:
     build(tmp_path / "images", tmp_path / "shards", catalog=Catalog(), workers=1, maps=tmp_path / "maps")
     folder = tmp_path / "run"
     folder.mkdir()
-    save_file(Pretraining.from_recipe(MAE, Catalog()).encoder.state_dict(), folder / "encoder.safetensors")
+    save_file(MaskedAutoencoder.from_recipe(MAE, Catalog()).encoder.state_dict(), folder / "encoder.safetensors")
     (folder / "recipe.json").write_text(MAE.model_dump_json())
     (folder / "run.json").write_text(json.dumps({"task": "pretrain", "shards": str(tmp_path / "shards")}))
     return folder

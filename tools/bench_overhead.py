@@ -25,13 +25,13 @@ from mae_pipe.errors import PluginError
 from mae_pipe.masking import Mask
 from mae_pipe.recipe import Pretrain, TargetChoice
 from mae_pipe.rng import Rng
-from mae_pipe.tasks import Pretraining, view_of
+from mae_pipe.tasks import MaskedAutoencoder, view_of
 
 SIZE, RATIO = 224, 0.75
 Work = Callable[[], object]
 
 
-def sampler_work(sampler: MaskSampler, images: Tensor, task: Pretraining) -> Work:
+def sampler_work(sampler: MaskSampler, images: Tensor, task: MaskedAutoencoder) -> Work:
     positions = torch.arange(len(images), device=images.device)
     return lambda: Mask.from_scores(sampler.scores(images, task.grid, Rng(7, positions)), RATIO)
 
@@ -77,7 +77,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     catalog = Catalog()
     recipe = Pretrain(target=TargetChoice(name="pixel"))
-    task = Pretraining.from_recipe(recipe, catalog).to(device, torch.bfloat16).train()
+    task = MaskedAutoencoder.from_recipe(recipe, catalog).to(device, torch.bfloat16).train()
     choose_attention(task)
     pixels = torch.randint(0, 256, (options.batch, 3, SIZE, SIZE), dtype=torch.uint8, device=device)
     numbers = torch.arange(options.batch, device=device)

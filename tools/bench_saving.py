@@ -30,7 +30,7 @@ from mae_pipe.data.batch import Batch
 from mae_pipe.engine import Engine
 from mae_pipe.optim import Plan, parameter_groups
 from mae_pipe.runs import Run
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -49,7 +49,7 @@ def main() -> int:
 
     chosen = recipe.load(options.recipe, [f"engine.zero={options.zero}", "data.micro_batch=1", "data.global_batch=1"])
     assert isinstance(chosen, recipe.Pretrain)
-    task = Pretraining.from_recipe(chosen, Catalog())
+    task = MaskedAutoencoder.from_recipe(chosen, Catalog())
     parameters = sum(parameter.numel() for parameter in task.parameters())
     engine = Engine(task, parameter_groups(task.named_parameters(), weight_decay=0.05), chosen, micro_batch=1)
     none = torch.zeros(1, dtype=torch.int64)

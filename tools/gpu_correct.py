@@ -36,7 +36,7 @@ from mae_pipe.errors import Stopped
 from mae_pipe.masking import Mask
 from mae_pipe.optim import parameter_groups
 from mae_pipe.rng import Rng
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 from tests import test_engine, test_parity
 from tests.workers import pretrain_and_die, stages
 
@@ -97,7 +97,7 @@ def attention(device: torch.device) -> Iterator[Figure]:
     torch.manual_seed(0)
     for tokens, width, heads, first in ((50, 192, 3, 0), (197, 128, 4, 50)):
         encoder = recipe.EncoderShape(width=width, depth=1, heads=heads)
-        block: Any = Pretraining.from_recipe(recipe.Pretrain(encoder=encoder), Catalog()).encoder.blocks[0].attn
+        block: Any = MaskedAutoencoder.from_recipe(recipe.Pretrain(encoder=encoder), Catalog()).encoder.blocks[0].attn
         values = torch.randn(4, tokens, width)
         for precision, most in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2)):
             block.to(device, precision)
@@ -136,12 +136,12 @@ def small(**engine: object) -> recipe.Pretrain:
 
 def losses(mae: recipe.Pretrain) -> list[float]:
     """Of the first steps, on one batch of noise, under the engine."""
-    task = Pretraining.from_recipe(mae, Catalog())
+    task = MaskedAutoencoder.from_recipe(mae, Catalog())
     groups = parameter_groups(task.named_parameters(), weight_decay=0.05)
     engine = Engine(task, groups, mae, micro_batch=mae.data.micro_batch)
     pixels = torch.randint(0, 256, (32, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     numbers = torch.arange(32)
-    batch = Batch(*(part.to(engine.device) for part in (pixels, numbers, numbers, numbers)))
+    batch = Batch(pixels, numbers, numbers, numbers).to(engine.device)
     found = []
     for _ in range(STEPS):
         loss = engine(batch)

@@ -19,7 +19,7 @@ from mae_pipe.data.batch import Batch
 from mae_pipe.engine import Engine
 from mae_pipe.optim import Plan, parameter_groups
 from mae_pipe.planning.counting import Counted
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 
 
 def batch_of(images: int, data: recipe.Data) -> Batch:
@@ -34,7 +34,7 @@ def measured(chosen: recipe.Pretrain) -> dict[str, int]:
     plan = Plan.of(chosen, 1000, here.world)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with Counted(shapes=False) as held:
-        task = Pretraining.from_recipe(chosen, Catalog())
+        task = MaskedAutoencoder.from_recipe(chosen, Catalog())
         for tensor in [*task.parameters(), *task.buffers()]:
             held.add(tensor)
         held.mark()

@@ -66,6 +66,7 @@ bring_up_ffcv() {
     if has_ffcv; then return; fi
     get_headers || return 1
     say "building FFCV (half a minute)"
+    rm -rf mae_pipe.egg-info  # of an earlier version: Python reads plugins there first when it is started here
     quietly "$venv/bin/pip" install -c requirements/tested.txt -e '.[ffcv]' || return 1
     has_ffcv || { tail -n 5 "$log" >&2; return 1; }
 }
@@ -83,6 +84,7 @@ main() {
     fi
     : >"$log"
     say "PyTorch, DeepSpeed, timm and the rest at the tested versions (minutes; details in $log)"
+    rm -rf mae_pipe.egg-info  # of an earlier version: Python reads plugins there first when it is started here
     quietly "$venv/bin/pip" install -c requirements/tested.txt -e '.[dev,demo]'
     if bring_up_ffcv; then
         say "FFCV is ready"

@@ -25,7 +25,7 @@ from mae_pipe.optim import parameter_groups
 from mae_pipe.patches import patchify
 from mae_pipe.positions import sincos_positions
 from mae_pipe.speeding import compile_blocks, keep_memory
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 
 SIZE = 224
 RECIPES = {
@@ -133,7 +133,7 @@ def looped(settings: Settings, model: nn.Module, loss: Callable[[], Tensor], *, 
 def ours(settings: Settings, *, compiled: bool = False) -> Step:
     """Our model in the plain loop."""
     keep_memory()
-    task = settings.ready(Pretraining.from_recipe(settings.recipe, Catalog()))
+    task = settings.ready(MaskedAutoencoder.from_recipe(settings.recipe, Catalog()))
     if settings.precision == "autocast":
         choose_attention(task, torch.bfloat16)
     if compiled:
@@ -144,7 +144,7 @@ def ours(settings: Settings, *, compiled: bool = False) -> Step:
 
 def engine(settings: Settings) -> Step:
     """Our model as a run has it: DeepSpeed, ZeRO 1, float32 master weights, the gradient's norm."""
-    task = Pretraining.from_recipe(settings.recipe, Catalog()).train()
+    task = MaskedAutoencoder.from_recipe(settings.recipe, Catalog()).train()
     groups = parameter_groups(task.named_parameters(), weight_decay=0.05)
     made, batch = Engine(task, groups, settings.recipe, micro_batch=settings.batch), settings.pixels()
 
@@ -158,7 +158,7 @@ def engine(settings: Settings) -> Step:
 def masters(settings: Settings) -> Step:
     """What the engine does without DeepSpeed: gradients to float32, their norm, AdamW on float32 weights, and back."""
     keep_memory()
-    task = settings.ready(Pretraining.from_recipe(settings.recipe, Catalog()))
+    task = settings.ready(MaskedAutoencoder.from_recipe(settings.recipe, Catalog()))
     weights = {name: nn.Parameter(p.detach().float()) for name, p in task.named_parameters() if p.requires_grad}
     pairs = [(dict(task.named_parameters())[name], weight) for name, weight in weights.items()]
     optimizer = optimizer_of(parameter_groups(weights.items(), weight_decay=0.05), settings.recipe)

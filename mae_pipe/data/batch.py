@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,13 +21,25 @@ class Batch:
             have several; or [B, H, W] int64 classes of pixels, cropped as the image, ``IGNORE`` where none.
         numbers: [B] int64, rows of the sample index; -1 marks padding (evaluation only).
         positions: [B] int64, places in the stream; they key every random number.
+        others: views of other sizes, those of one size together: each [B, V, C, h, w] uint8.
     """
 
     pixels: Tensor
     labels: Tensor
     numbers: Tensor
     positions: Tensor
+    others: tuple[Tensor, ...] = ()
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on another device, once it is there; ``device.placed`` need not wait."""
-        return Batch(*(tensor.to(device) for tensor in vars(self).values()))
+        return self.each(lambda tensor: tensor.to(device))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with ``change`` of every tensor, such as a slice of its images."""
+        pixels, labels, numbers, positions, *others = map(change, self.tensors)
+        return Batch(pixels, labels, numbers, positions, tuple(others))
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them."""
+        return self.pixels, self.labels, self.numbers, self.positions, *self.others

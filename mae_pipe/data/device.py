@@ -44,7 +44,7 @@ def _copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Pl
         if here is None:
             return None
         with torch.cuda.stream(side):
-            there = Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(here).values()))
+            there = here.each(lambda tensor: tensor.to(device, non_blocking=True))
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record(side)
         return Placed(here, there), copied
@@ -56,7 +56,7 @@ def _copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Pl
             following = begin()
             work = torch.cuda.current_stream(device)
             work.wait_event(copied)  # of this copy only: the next one is under way on the same stream
-            for tensor in vars(there).values():
+            for tensor in there.tensors:
                 tensor.record_stream(work)  # its memory is the side stream's, which may not use it again before
             yield Placed(here, there)
             copied.synchronize()  # as a rule long past; ``here`` may be let go now, and its memory filled anew

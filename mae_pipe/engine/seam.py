@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import warnings
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -83,7 +84,10 @@ class Engine:
         self._average = Average(self._engine, average) if average else None
         self.scaled_too_high = False  # whether that alone may be why the last step was skipped
         self._profile, self._steps = recipe.engine.profile, 0
-        self._scales = [group.get("lr_scale", 1.0) for group in self._optimizer.param_groups]
+        self._groups = [
+            (group.get("lr_scale", 1.0), group.get("held_back", 0.0), group["weight_decay"] > 0)
+            for group in self._optimizer.param_groups
+        ]
         # ZeRO makes groups of its own, to which the time-out of the job's group does not reach.
         set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # torch < 2.14
         for group in list(dist.distributed_c10d._world.pg_map):
@@ -113,15 +117,21 @@ class Engine:
         """Add the gradients of one micro-batch; the caller has divided its loss by the accumulation."""
         self._engine.backward(loss)
 
-    def step(self, lr: float) -> bool:
+    def step(self, lr: float, *, epoch: float = math.inf, decay: float | None = None) -> bool:
         """One optimizer step with every group's ``lr * lr_scale``.
+
+        Args:
+            epoch: groups that are held back longer stay as they are.
+            decay: weight decay of the groups that have one; None: as they were made.
 
         Returns:
             False if the gradients were not finite, and the step was skipped. In fp16 a step is also skipped
             where the loss was scaled too high: then ``scaled_too_high`` says that there is a lower scale to try.
         """
-        for group, scale in zip(self._optimizer.param_groups, self._scales, strict=True):
-            group["lr"] = lr * scale
+        for group, (scale, held, decays) in zip(self._optimizer.param_groups, self._groups, strict=True):
+            group["lr"] = lr * scale if epoch >= held else 0.0
+            if decay is not None and decays:
+                group["weight_decay"] = decay
         scaler: Any = getattr(self._optimizer, "loss_scaler", None)  # not kept: a checkpoint may replace it
         lower = False
         if getattr(scaler, "dynamic", False):

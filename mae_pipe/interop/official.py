@@ -21,19 +21,19 @@ _ENCODER = ("cls_token", "reg_token", "pos_embed", "patch_embed.", "blocks.", "n
 
 
 def official_name(name: str) -> str | None:
-    """The official name of one of ``Pretraining``'s weights; None for a target's, which has none."""
+    """The official name of one of ``MaskedAutoencoder``'s weights; None for a target's, which has none."""
     if name.startswith("encoder."):
         return name.removeprefix("encoder.")
     return next((name.replace(ours, theirs, 1) for ours, theirs in _DECODER.items() if name.startswith(ours)), None)
 
 
 def own_name(name: str) -> str | None:
-    """The name in ``Pretraining`` of an official weight; None for what is neither encoder nor decoder."""
+    """The name in ``MaskedAutoencoder`` of an official weight; None for what is neither encoder nor decoder."""
     if name.startswith(_ENCODER):
         return f"encoder.{name}"
     return next((name.replace(theirs, ours, 1) for ours, theirs in _DECODER.items() if name.startswith(theirs)), None)
 
 
 def to_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``Pretraining``'s state dict under official names: what is in a ``*_full`` checkpoint."""
+    """``MaskedAutoencoder``'s state dict under official names: what is in a ``*_full`` checkpoint."""
     return {theirs: tensor for name, tensor in weights.items() if (theirs := official_name(name)) is not None}

@@ -16,7 +16,7 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.planning.counting import Counted
 from mae_pipe.recipe import Pretrain
 from mae_pipe.recompute import blocks_of, recompute
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Device = Literal["cuda", "cpu"]
@@ -59,14 +59,14 @@ def _fused(device: Device) -> Iterator[None]:
         setattr(F, name, old)
 
 
-def on_shapes(recipe: Pretrain, catalog: Catalog) -> Pretraining:
+def on_shapes(recipe: Pretrain, catalog: Catalog) -> MaskedAutoencoder:
     """The recipe's task on the meta device, in the precision that the engine computes in."""
     with torch.device("meta"):
-        task = Pretraining.from_recipe(recipe, catalog)
+        task = MaskedAutoencoder.from_recipe(recipe, catalog)
     return task.to(device="meta", dtype=DTYPES[recipe.engine.precision])
 
 
-def weights_of(task: Pretraining) -> Weights:
+def weights_of(task: MaskedAutoencoder) -> Weights:
     """Count a task's weights."""
     trained = [p for p in task.parameters() if p.requires_grad]
     others = [*(p for p in task.parameters() if not p.requires_grad), *task.buffers()]
@@ -128,7 +128,7 @@ class _Squares(nn.Module):
         return (prediction**2).mean(dim=-1)
 
 
-def _knows_shapes(task: Pretraining, recipe: Pretrain) -> bool:
+def _knows_shapes(task: MaskedAutoencoder, recipe: Pretrain) -> bool:
     try:
         with torch.device("meta"), torch.no_grad():
             task.target.truth(torch.empty(1, recipe.data.channels, *recipe.data.sides))

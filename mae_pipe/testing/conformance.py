@@ -36,6 +36,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "target": (is_built, *SAID, *targets.CONTRACT, *targets.SURROUNDINGS, trains_under_zero_3),
     "head": (is_built, *SAID, *heads.CONTRACT, *heads.SURROUNDINGS, trains_under_zero_3),
     "shards": (is_built, *SAID, *shards.CONTRACT),
+    "method": SAID,
     "source": SAID,  # what it reads is not known here: see check_source
 }
 SLOW = {trains_under_zero_3}

@@ -139,7 +139,7 @@ def _steps(
 def _pretraining(subject: Subject) -> tuple[recipe.Recipe, Callable[[], nn.Module], Any]:
     """A tiny autoencoder with a mask sampler or a target."""
     from mae_pipe.data.batch import Batch
-    from mae_pipe.tasks import Pretraining
+    from mae_pipe.tasks import MaskedAutoencoder
     from mae_pipe.testing import targets
 
     assert subject.entry is not None
@@ -160,7 +160,7 @@ def _pretraining(subject: Subject) -> tuple[recipe.Recipe, Callable[[], nn.Modul
     )
 
     def task_of() -> nn.Module:
-        task = Pretraining.from_recipe(chosen, catalog)
+        task = MaskedAutoencoder.from_recipe(chosen, catalog)
         if task.target.fit_images:
             with torch.no_grad():
                 task.target.fit(targets.batches_of(view))

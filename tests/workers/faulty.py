@@ -27,7 +27,7 @@ from mae_pipe.data.batch import Batch
 from mae_pipe.engine.library import deepspeed
 from mae_pipe.errors import Lost, MaePipeError, Stopped
 from mae_pipe.pretraining import pretrain
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 from tests.workers import forked
 from tests.workers.journey import chosen as journey_chosen
 
@@ -95,13 +95,13 @@ def work(shards: Path, run: Path, log: Path, stage: int, poisoned: bool, before:
 
 
 def _poison() -> None:
-    whole = Pretraining.forward
+    whole = MaskedAutoencoder.forward
 
-    def forward(self: Pretraining, batch: Batch, mode: Any = "loss") -> Any:
+    def forward(self: MaskedAutoencoder, batch: Batch, mode: Any = "loss") -> Any:
         found = whole(self, batch, mode)
         return found * torch.where((batch.positions == POISONED).any(), torch.nan, 1.0) if mode == "loss" else found
 
-    Pretraining.forward = forward  # type: ignore[method-assign, assignment]
+    MaskedAutoencoder.forward = forward  # type: ignore[method-assign, assignment]
 
 
 def nothing() -> None:

@@ -16,7 +16,7 @@ import torch
 from mae_pipe import launch, recipe
 from mae_pipe.catalog import Catalog
 from mae_pipe.engine import Engine
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 from tests.workers import stages
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     if wanted["weights"]:
         import deepspeed
 
-        usual = dict(Pretraining.from_recipe(mae, Catalog()).named_parameters())
+        usual = dict(MaskedAutoencoder.from_recipe(mae, Catalog()).named_parameters())
         same = {}
         for name, parameter in engine.task.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter]):

@@ -23,8 +23,7 @@ from mae_pipe.engine import Engine
 from mae_pipe.journal import Journal
 from mae_pipe.live import Live
 from mae_pipe.optim import Plan, parameter_groups
-from mae_pipe.pretraining import construct
-from mae_pipe.tasks import Pretraining
+from mae_pipe.tasks import MaskedAutoencoder
 from mae_pipe.trainer import train
 
 GLOBAL, MICRO, IMAGES = 16, 4, 160
@@ -45,11 +44,11 @@ def chosen(engine: dict[str, Any]) -> recipe.Pretrain:
     )
 
 
-def task_of(mae: recipe.Pretrain) -> Pretraining:
-    return construct(mae, Catalog())
+def task_of(mae: recipe.Pretrain) -> MaskedAutoencoder:
+    return MaskedAutoencoder.from_recipe(mae, Catalog())
 
 
-def groups_of(task: Pretraining) -> list[dict]:
+def groups_of(task: MaskedAutoencoder) -> list[dict]:
     """Weight decay and, so that group settings count, layer decay on the embeddings."""
     return parameter_groups(
         task.named_parameters(), weight_decay=0.05, lr_scale=lambda name: 0.5 if "patch_embed" in name else 1.0

@@ -1,0 +1,112 @@
+"""What a way of pretraining promises: views in, a loss out, an encoder at the end."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+from mae_pipe.contracts import Target, View
+from mae_pipe.pixels import normalise
+from mae_pipe.rng import Rng
+from mae_pipe.seeding import key
+from mae_pipe.views import Crop
+
+if TYPE_CHECKING:
+    from mae_pipe.data.batch import Batch
+
+PLAIN = (Crop(),)
+
+
+class Method(nn.Module, ABC):
+    """How an encoder learns from images. Kind ``method``; the whole of it is what DeepSpeed wraps.
+
+    Built with its options and with what its ``__init__`` asks for by name: ``encoder``, with first weights that the
+    recipe's seed decides; ``view``; ``classes`` of the shards; ``epochs`` of the schedule; and of the recipe's other
+    tables ``sampler``, ``ratio``, ``target``, ``everywhere``, ``decoder``. A recipe that sets a table which nobody
+    asked for is refused. Its state dict is the checkpoint: what it goes on from must be a parameter or a buffer.
+
+    Attributes:
+        encoder: that is trained, an ``Encoder``, with timm's names.
+        views: the crops that it wants of every image, from one decode.
+        labelled: whether it learns from classes; ``batch.labels`` are then [B] int64 without -1.
+        follows: whether it has parts that are not trained and follow others, which every rank has to hold
+            whole: ZeRO 3 is refused.
+        published: the part of the state dict that becomes ``encoder.safetensors``: its names' beginning.
+        batchwise: whether an image's loss depends on which others are in its micro-batch.
+        held_back: beginnings of parameter names -> epochs at the start in which they stay as they are.
+        seed: of every random number that it draws.
+    """
+
+    labelled: ClassVar[bool] = False
+    follows: ClassVar[bool] = False
+    batchwise: ClassVar[bool] = False
+    published: ClassVar[str] = "encoder"
+
+    encoder: nn.Module
+    views: tuple[Crop, ...] = PLAIN
+    held_back: dict[str, float] = {}  # noqa: RUF012 (a default, which nobody writes into)
+    view: View
+    seed: int
+
+    def bind(self, *, view: View, seed: int) -> Self:
+        """Said once, by who builds it: what its images look like, and the recipe's seed."""
+        self.view, self.seed = view, seed
+        return self
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean loss of a micro-batch, a float32 scalar.
+
+        Draw only from ``rng``. Nothing here may change what the next loss is, but sums for ``after_step``, and those
+        only while ``training``.
+        """
+
+    def after_step(self, progress: float) -> None:
+        """After every optimizer step, on every rank; ``progress`` in (0, 1] of the schedule. Default: nothing."""
+
+    def signs(self) -> dict[str, float]:
+        """Numbers of the last step that tell how it goes, such as a teacher's entropy; the monitor writes them down."""
+        return {}
+
+    def provenance(self) -> dict[str, str]:
+        """What else than options and data decides what is learned. Default: the target's."""
+        target = self.fitted()
+        return {} if target is None else target.provenance()
+
+    def fitted(self) -> Target | None:
+        """What is fitted to training images before the first step. Default: ``target``, if it has one."""
+        return getattr(self, "target", None)
+
+    def features(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] normalised images -> [B, D] float32, by which monitors and k-NN judge.
+
+        Default: the mean of the published encoder's patch tokens.
+        """
+        encoder: Any = self.get_submodule(self.published)
+        tokens: Tensor = encoder(images)  # [B, T + N, D]
+        return tokens[:, encoder.num_prefix_tokens :].float().mean(dim=1)
+
+    def forward(self, batch: Batch, mode: str = "loss") -> Any:
+        """``loss`` of a batch, or ``features`` of its centre views: [B, D] float32.
+
+        All goes through here because ZeRO 3 gathers weights when the root module is called.
+        """
+        if mode == "loss":
+            return self.loss(batch)
+        if mode == "features":
+            return self.features(normalise(batch.pixels, self.view.mean, self.view.std))
+        raise ValueError(f"there is no mode {mode!r}")
+
+    def rng(self, batch: Batch, purpose: str) -> Rng:
+        """Random numbers of every image for one purpose; they depend on its position in the stream alone."""
+        return Rng(key(self.seed, purpose), batch.positions)
+
+    def images_of(self, batch: Batch) -> list[Tensor]:
+        """The batch's views, each [B, C, h, w] normalised float32."""
+        found: list[Tensor] = []
+        for group in (batch.pixels, *batch.others):
+            several = group if group.dim() == 5 else group[:, None]  # [B, V, C, h, w]
+            found += [normalise(one, self.view.mean, self.view.std) for one in several.unbind(1)]
+        return found

@@ -1,0 +1,1 @@
+"""Built-in ways of pretraining."""
