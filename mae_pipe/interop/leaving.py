@@ -37,9 +37,11 @@ def model_of_run(run: Path) -> Model:
 
 def _pretrained(run: Path, recipe: Pretrain) -> Model:
     whole = run / "model.safetensors"
-    if not whole.is_file():  # imported without a decoder
+    if not whole.is_file() or recipe.method.name != "mae":  # imported without a decoder, or trained without one
         encoder, _ = _read(run / "encoder.safetensors")
-        return Model(encoder, recipe.encoder, recipe.data, without="the run has no decoder")
+        encoder = {n: w for n, w in encoder.items() if n != "mask_token"}
+        shape = recipe.encoder.model_copy(update={"mask_tokens": False})
+        return Model(encoder, shape, recipe.data, without="the run has no decoder")
     weights, _ = _read(whole)
     without = ""
     if recipe.encoder.mask_tokens:
