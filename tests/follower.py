@@ -19,6 +19,7 @@ class Follower(Method):
     follows = True
     published = "teacher.part"
     views = (Crop(), Crop())
+    calls: Tensor
 
     def __init__(self, encoder: nn.Module, momentum: float = 0.5) -> None:
         super().__init__()
