@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from mae_pipe.momentum import rising as rising
     from mae_pipe.patches import patchify as patchify
     from mae_pipe.patches import unpatchify as unpatchify
+    from mae_pipe.precision import keep_float32 as keep_float32
     from mae_pipe.rng import Rng as Rng
     from mae_pipe.tasks import MaskedAutoencoder as MaskedAutoencoder
     from mae_pipe.teachers import Teacher as Teacher
@@ -81,6 +82,7 @@ _HOME = {
     "Tokenizer": "mae_pipe.tokenizer.folder",
     "View": "mae_pipe.contracts",
     "gather": "mae_pipe.masking",
+    "keep_float32": "mae_pipe.precision",
     "load_tokenizer": "mae_pipe.tokenizer.folder",
     "patchify": "mae_pipe.patches",
     "plugin": "mae_pipe.catalog",
