@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from mae_pipe.api import Batch, Method, Mixer, Mixing, View, erased, plugin
 
-from ..heads.classification import Pool, accuracies, check_pool, cross_entropy, pooled
+from ..heads.classification import (  # noqa: TID252 (the package has two names: where it lies, and as installed)
+    Pool,
+    accuracies,
+    check_pool,
+    cross_entropy,
+    pooled,
+)
 
 
 @plugin("supervised")
