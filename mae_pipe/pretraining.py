@@ -69,7 +69,8 @@ def pretrain(
     micro = Plan.of(recipe, 1, here.world).micro_batch
     share, begun = Share(here.rank, here.world, micro), begun_order(out)
     # Before the folder is made: a plugin that is not there should leave nothing behind.
-    task = construct(recipe, catalog, classes=len(Manifest.load(shards).classes))
+    classes = len(Manifest.load(shards).classes) or 1  # a method that learns them is refused below where there are none
+    task = construct(recipe, catalog, classes=classes)
     stream = stream_of(task, recipe, shards, split, share=share, catalog=catalog, begun=begun)
     held_out = held_out_of(task, recipe, shards, split, share=share, catalog=catalog)
     plan = Plan.of(recipe, stream.images, here.world)
