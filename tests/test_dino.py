@@ -58,7 +58,8 @@ def test_the_loss_and_its_centre_are_the_papers_formula() -> None:
     for parameter in task.parameters():  # a teacher that differs, and a head that tells images apart
         parameter.add_(0.2 * torch.randn_like(parameter))
         task.sharpened.centre.normal_(std=0.3)
-    centre, whole = task.sharpened.centre[0].double(), []
+    centre = task.sharpened.centre[0].double()
+    whole: list[Tensor] = []
     for epoch, temperature in ((0, 0.04), (2, 0.055), (5, 0.07)):
         if epoch:
             task.after_step(epoch / 10)  # moves the centre by what was seen, and the temperature
