@@ -151,7 +151,7 @@ def stream_of(
         DataError: it learns from labels, and an image has none.
     """
     stream = open_stream(
-        shards, split, recipe.data, seed=recipe.seed, share=share, catalog=catalog, views=len(task.views), begun=begun
+        shards, split, recipe.data, seed=recipe.seed, share=share, catalog=catalog, views=task.views, begun=begun
     )
     if task.labelled and (stream.index.label < 0).any():
         raise DataError(
@@ -191,9 +191,8 @@ def prepare(task: Method, stream: Stream, recipe: Pretrain, run: Run) -> None:
     for part in (target,) if sharded else (task,):
         if part is not None:
             part.to(device)
-    alone = Stream(
-        stream.shelf, recipe.data, seed=recipe.seed, share=Share(0, 1, recipe.data.micro_batch), views=len(task.views)
-    )
+    one = Share(0, 1, recipe.data.micro_batch)
+    alone = Stream(stream.shelf, recipe.data, seed=recipe.seed, share=one, views=task.views)
 
     def fit_and_check() -> None:
         with closing(alone.batches()) as batches:  # type: ignore[type-var]
