@@ -155,7 +155,7 @@ def _toml(value: Any) -> str:
 @click.argument("name")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Where; by default mae-pipe-NAME, here.")
 def new(kind: str, name: str, out: Path | None) -> None:
-    """Write a package with one plugin of a KIND (mask, target, head, shards, source), to install, test and change."""
+    """Write a package with one plugin of a KIND (mask, target, head, method, shards, source), to install, test and change."""
     from mae_pipe import scaffold
 
     _known(kind)
