@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from mae_pipe.momentum import rising as rising
     from mae_pipe.patches import patchify as patchify
     from mae_pipe.patches import unpatchify as unpatchify
+    from mae_pipe.precision import keep_float32 as keep_float32
     from mae_pipe.rng import Rng as Rng
     from mae_pipe.tables import Mixing as Mixing
     from mae_pipe.tasks import MaskedAutoencoder as MaskedAutoencoder
@@ -87,6 +88,7 @@ _HOME = {
     "View": "mae_pipe.contracts",
     "erased": "mae_pipe.erasing",
     "gather": "mae_pipe.masking",
+    "keep_float32": "mae_pipe.precision",
     "load_tokenizer": "mae_pipe.tokenizer.folder",
     "patchify": "mae_pipe.patches",
     "plugin": "mae_pipe.catalog",

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 # Colours that nothing else draws with, and the variables that take their place.
 _INK, _QUIET, _LINE = "#010203", "#010204", "#010205"
-SERIES = ("#010211", "#010212", "#010213", "#010214")
+SERIES = ("#010211", "#010212", "#010213", "#010214", "#010215")
 _VARIABLES = {
     _INK: "var(--ink)",
     _QUIET: "var(--quiet)",

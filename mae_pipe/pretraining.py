@@ -19,6 +19,7 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.checkpoints import Archive
 from mae_pipe.data.arrange import Begun
 from mae_pipe.data.batch import Batch
+from mae_pipe.data.layout import Numbers
 from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream, open_stream
@@ -30,6 +31,8 @@ from mae_pipe.errors import DataError, RecipeError
 from mae_pipe.journal import Journal
 from mae_pipe.live import Live
 from mae_pipe.method import Method
+from mae_pipe.monitoring.held_out import HeldOut
+from mae_pipe.monitoring.watch import Watch
 from mae_pipe.optim import Groups, Plan, no_decay_below_two_dimensions, parameter_groups
 from mae_pipe.pixels import normalise
 from mae_pipe.recipe import Data, Pretrain
@@ -69,6 +72,7 @@ def pretrain(
     classes = len(Manifest.load(shards).classes) or 1  # a method that learns them is refused below where there are none
     task = construct(recipe, catalog, classes=classes)
     stream = stream_of(task, recipe, shards, split, share=share, catalog=catalog, begun=begun)
+    held_out = held_out_of(task, recipe, shards, split, share=share, catalog=catalog)
     plan = Plan.of(recipe, stream.images, here.world)
     run = Run(out, rank=here.rank)
     if resume == "none" or (resume == "auto" and not any(run.checkpoints.glob("step-*"))):
@@ -81,7 +85,7 @@ def pretrain(
     engine = Engine(task, groups_of(task, recipe), recipe, micro_batch=plan.micro_batch, average=recipe.ema)
     start = 0 if checkpoint is None else run.restore(engine, checkpoint)
     journal = Journal(out, active=here.rank == 0)
-    journal.cut(start)
+    journal.cut(start or -1)  # a run that begins anew reads its first numbers again
 
     tell = partial(publish, run, recipe, task.published)
     saver = run.saver(engine, recipe, plan, tell)
@@ -100,6 +104,19 @@ def pretrain(
                 f"{recipe.method.name} compares the images of a micro-batch: {plan.micro_batch * here.world} at once, "
                 f"not all {plan.global_batch} of a step; raise data.micro_batch where memory allows it"
             )
+        if recipe.monitor.every_epochs and held_out is None:
+            live.say(
+                f"monitor: the shards have no split {recipe.monitor.split!r}, so no image is held out and only the "
+                "training loss is watched; name another with monitor.split, or shard with --split val=0.02"
+            )
+        watch = Watch(recipe, plan, held_out, task.signs, journal=journal, live=live)
+        if start == 0:
+            watch(0, engine)
+
+        def after_step(step: int) -> None:
+            draw(step, engine)
+            watch(step, engine)
+
         train(
             engine,
             stream,
@@ -117,11 +134,13 @@ def pretrain(
             key_of=stream.index.key,
             seen=seen,
             stepped=lambda step: task.after_step(step / plan.steps),
-            after_step=lambda step: draw(step, engine),
+            after_step=after_step,
         )
     journal.close()
     engine.close()
     stream.close()
+    if held_out is not None:
+        held_out.close()
 
 
 def construct(recipe: Pretrain, catalog: Catalog, *, classes: int) -> Method:
@@ -145,14 +164,23 @@ def stream_of(
     share: Share,
     catalog: Catalog,
     begun: Begun | None = None,
+    rows: Numbers | None = None,
 ) -> Stream:
-    """The views that ``task`` wants of a split.
+    """The views that ``task`` wants of a split, or of some rows of it.
 
     Raises:
         DataError: it learns from labels, and an image has none.
     """
     stream = open_stream(
-        shards, split, recipe.data, seed=recipe.seed, share=share, catalog=catalog, views=len(task.views), begun=begun
+        shards,
+        split,
+        recipe.data,
+        seed=recipe.seed,
+        share=share,
+        catalog=catalog,
+        views=len(task.views),
+        begun=begun,
+        rows=rows,
     )
     if task.labelled and (stream.index.label < 0).any():
         raise DataError(
@@ -160,6 +188,20 @@ def stream_of(
             "with a subfolder for each class, or choose another method"
         )
     return stream
+
+
+def held_out_of(
+    task: Method, recipe: Pretrain, shards: Path, split: str, *, share: Share, catalog: Catalog
+) -> HeldOut | None:
+    """What ``monitor`` reads of the images that are held out; None where it is off, or there are none."""
+    if not recipe.monitor.every_epochs:
+        return None
+
+    def views(calm: Pretrain, of: str, rows: Numbers) -> Stream:
+        return stream_of(task, calm, shards, of, share=share, catalog=catalog, rows=rows)
+
+    several = len(task.views) > 1
+    return HeldOut.of(recipe, shards, split, share=share, several=several, catalog=catalog, views=views)
 
 
 def groups_of(task: Method, recipe: Pretrain) -> Groups:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 import re
@@ -120,13 +122,16 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_the_page_loads_nothing_and_runs_nothing(full: Path) -> None:
+def test_the_page_loads_nothing_and_runs_our_script_alone(full: Path) -> None:
     page = reporting.write(full).read_text()
     elements = Elements(page).found
-    tags = {tag for tag, _ in elements}
-    assert not tags & {"script", "link", "iframe", "object", "embed", "form", "base"}
+    tags = [tag for tag, _ in elements]
+    assert not {*tags} & {"link", "iframe", "object", "embed", "form", "base"}
+    assert tags.count("script") == 1
+    script = page[page.index("<script>") + len("<script>") : page.index("</script>")]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = next(a["content"] for t, a in elements if a.get("http-equiv") == "Content-Security-Policy")
-    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     for _, attributes in elements:
         assert not any(name.startswith("on") for name in attributes)
         for name in ("src", "href", "xlink:href"):

@@ -1,4 +1,4 @@
-"""A run folder as one page: ``report.html``, self-contained, without scripts.
+"""The page of one run.
 
 What a run does not have is left out. Everything that comes from data is escaped.
 """
@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mae_pipe import __version__, pictures
+from mae_pipe import pictures
 from mae_pipe.charts import Line, chart, smoothed
-from mae_pipe.disk import write_whole, writing
 from mae_pipe.errors import MaePipeError, RunError
 from mae_pipe.outcome import Result, Row, finite, metrics, read_object, results, verdict
+from mae_pipe.reporting.pages import filled
 
-NAME = "report.html"
 CHECKS = "checks.json"  # [{"claim", "holds", "detail"}]: what a demo compared
 MOMENTS = 6  # rows of the film of predictions
 
@@ -33,33 +32,15 @@ class Film:
     footer: str
 
 
-def write(run: Path, out: Path | None = None) -> Path:
-    """Write the report of a run folder; returns its path (``RUN/report.html`` unless ``out``)."""
-    page = render(run)
-    out = out or run / NAME
-    with writing(out.parent):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(out, page.encode())
-    return out
-
-
 def render(run: Path) -> str:
     """The page of a run folder as HTML."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     train, evals = metrics(run)
     recipe, about = read_object(run / "recipe.json"), read_object(run / "run.json")
     if not (train or evals or recipe or about):
         raise RunError(f"{run} is not a run folder; give the folder that mae-pipe pretrain wrote with --out")
     found = results(run)
-    environment = Environment(
-        loader=PackageLoader("mae_pipe", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    return filled(
+        "report.html.j2",
         title=run.resolve().name,
         about=recipe.get("about") or "",
         verdict=verdict(found, train),
@@ -72,7 +53,6 @@ def render(run: Path) -> str:
         recipe=list(_flat(recipe)),
         environment=list(_flat({k: v for k, v in about.items() if k != "data"})),
         data=_data(about),
-        version=__version__,
     )
 
 
