@@ -111,7 +111,7 @@ def _turned(images: Tensor, shares: Tensor) -> Tensor:
     most, least = torch.maximum(torch.maximum(red, green), blue), torch.minimum(torch.minimum(red, green), blue)
     spread = most - least
     divisor = spread.clamp_min(1e-20)  # where there is no colour, what it divides is 0
-    # In sixths of the circle: red at 0, green at 2, blue at 4. On a CPU ``lerp`` by 0 or 1 is far faster than ``where``.
+    # In sixths of the circle: red at 0, green at 2, blue at 4. On a CPU ``lerp`` by 0 or 1 is faster than ``where``.
     other = torch.lerp((blue - red).div_(divisor).add_(2), (red - green).div_(divisor).add_(4), (most - green).sign_())
     hue = torch.lerp((green - blue).div_(divisor), other, (most - red).sign_())
     hue.add_(6 * shares).remainder_(6)
