@@ -5,18 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from mae_pipe.contracts import Target, View
 from mae_pipe.pixels import normalise
 from mae_pipe.rng import Rng
 from mae_pipe.seeding import key
-from mae_pipe.views import Crop
+from mae_pipe.views import PLAIN, Crop
 
 if TYPE_CHECKING:
     from mae_pipe.data.batch import Batch
-
-PLAIN = (Crop(),)
 
 
 class Method(nn.Module, ABC):
@@ -89,7 +88,9 @@ class Method(nn.Module, ABC):
         return tokens[:, encoder.num_prefix_tokens :].float().mean(dim=1)
 
     def forward(self, batch: Batch, mode: str = "loss") -> Any:
-        """``loss`` of a batch, or ``features`` of its centre views: [B, D] float32.
+        """``loss`` of a batch, ``features`` of its centre views, [B, D] float32, or ``pairs``: those of two views.
+
+        Pairs are [B, 2, D], of the first two views of every image, as the loss sees them.
 
         All goes through here because ZeRO 3 gathers weights when the root module is called.
         """
@@ -97,6 +98,8 @@ class Method(nn.Module, ABC):
             return self.loss(batch)
         if mode == "features":
             return self.features(normalise(batch.pixels, self.view.mean, self.view.std))
+        if mode == "pairs":
+            return torch.stack([self.features(images) for images in self.images_of(batch)[:2]], dim=1)
         raise ValueError(f"there is no mode {mode!r}")
 
     def rng(self, batch: Batch, purpose: str) -> Rng:

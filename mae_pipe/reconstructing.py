@@ -129,13 +129,9 @@ def given(paths: Sequence[Path], data: Data) -> tuple[Batch, list[str]]:
 
 
 def fixed(shards: Path | str, split: str, data: Data, count: int, catalog: Catalog) -> tuple[Batch, list[str]]:
-    """``count`` images spread evenly over a split, always the same ones, and their keys.
-
-    Where shards have to be fetched, those of one shard.
-    """
+    """``count`` images spread evenly over a split, always the same ones, and their keys."""
     shelf = Shelf(shards_of(shards, catalog), split, catalog)
-    among = shelf.split.shards[0].images if shelf.depot.far and shelf.split.shards else len(shelf.index)
-    rows = np.unique(np.linspace(0, among - 1, count).round().astype(np.int64))
+    rows = shelf.spread(count)
     calm = data.model_copy(update={"workers": 0})
     stream = Stream(shelf, calm, seed=0, share=Share(micro_batch=len(rows)), training=False, rows=rows)
     try:

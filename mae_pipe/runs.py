@@ -36,6 +36,7 @@ from mae_pipe.weights import Entry, write_safetensors
 FREE = (  # a resumed run may change them
     "about",
     "logging",
+    "monitor",
     "saving",
     "faults",
     "eval_every_epochs",
