@@ -264,6 +264,7 @@ def told(rows: list[dict[str, Any]], chosen: recipe.Pretrain = WARM) -> dict[str
         ({"losses": [1.6, 0.95, 0.85, 0.84, 0.83, 0.82]}, {"band"}, "the recipe expects 0.3000 to 0.8"),
         ({"losses": [1.6, 0.95, 0.55, 0.5, 0.4, 0.31]}, {"band"}, "easier than it should be"),
         ({"losses": [1.6, 0.995, 0.99, 0.99, 0.99, 0.99]}, {"plateau", "band"}, "0.9987 is what a prediction of"),
+        ({"losses": [1.6, 1.04, 0.99, 0.75, 0.65, 0.6], "held_out_loss": [1.6, 0.86, 0.8, 0.7, 0.65, 0.6]}, set(), ""),
         ({"rankme": [20, 12, 14, 20, 8, 8]}, {"rank"}, "has fallen from 20.0 to 8.0"),
         ({"rankme": [20, 12, 6, 4, 2, 1.2]}, {"rank"}, "collapse"),
         ({"rankme": [20, 2.3, 2.2, 2.2, 2.2, 2.2]}, {"rank"}, "is 2.3, of 64 at most"),

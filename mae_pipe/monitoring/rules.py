@@ -78,15 +78,15 @@ def outside_the_band(story: Story) -> str | None:
 
 
 def learns_nothing(story: Story) -> str | None:
-    """Normalised pixels: the loss stays at that of a prediction which is the same for every patch."""
+    """Normalised pixels: an epoch after the warmup, training and held-out loss are those of one answer for all."""
     recipe, loss = story.recipe, story.training_loss(story.now)
-    warm = max(1.0, recipe.schedule.warmup_epochs)
+    held_out = story.now.get("held_out_loss")
     of_pixels = recipe.method.name == "mae" and recipe.target.name == "normalized_pixel"
-    if not of_pixels or story.now["epoch"] <= warm or math.isnan(loss):
+    if not of_pixels or story.now["epoch"] < recipe.schedule.warmup_epochs + 1 or math.isnan(loss):
         return None
     numbers = math.prod(recipe.encoder.sides) * recipe.data.channels
     constant = (numbers - 1) / numbers  # the mean square of a patch whose variance, with n - 1, is one
-    if loss < NOTHING * constant:
+    if min(loss, loss if held_out is None else held_out) < NOTHING * constant:
         return None
     return (
         f"the training loss is {loss:.4f} at epoch {story.now['epoch']:.1f}, after the warmup, and {constant:.4f} is "
