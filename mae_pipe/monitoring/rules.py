@@ -13,7 +13,7 @@ from mae_pipe.recipe import Pretrain
 Row = dict[str, Any]
 
 LEAST_RANK = 0.02  # of what RankMe can be at most; runs that did well had 0.04 and more in their first epochs
-FEWEST = 2.5  # directions, of however few images: two clusters have 2
+FEWEST = 2.5  # directions, but of ten images or less a quarter of the greatest: two clusters have 2
 ALIKE = 0.99  # mean cosine above which all features are one
 STAYS = 3  # readings in a row in which a method's sign has to be bad
 ONE_OUTPUT, NO_OPINION = 0.1, 0.99  # entropies, as shares of the greatest, of the mean output and of a teacher's
@@ -105,7 +105,7 @@ def few_directions(story: Story) -> str | None:
         return None
     most = min(story.now["images"], story.recipe.encoder.width)
     what = ""
-    if now[0] < max(LEAST_RANK * most, FEWEST):
+    if now[0] < max(LEAST_RANK * most, min(FEWEST, most / 4)):
         what = f"RankMe of the features is {now[0]:.1f}, of {most} at most"
     elif before and now[0] < before[0] / 2:
         what = f"RankMe of the features has fallen from {before[0]:.1f} to {now[0]:.1f}"
