@@ -229,13 +229,14 @@ def build_encoder(
     channels: int = 3,
     positions: Literal["fixed", "learned"] = "fixed",
     drop_path: float | None = None,
-    dropout: float = 0.0,
+    dropout: float | None = None,
 ) -> Encoder:
     """A freshly initialised encoder for images of ``size`` pixels: a side, or height and width.
 
-    Pretraining keeps positions fixed, finetuning learns them. ``drop_path`` None: the shape's own.
+    Pretraining keeps positions fixed, finetuning learns them. ``drop_path`` and ``dropout`` None: the shape's own.
     """
     rate = shape.drop_path if drop_path is None else drop_path
+    dropout = shape.dropout if dropout is None else dropout
     sides = (size, size) if isinstance(size, int) else size
     return Encoder(shape, sides, channels=channels, learned=positions == "learned", drop_path=rate, dropout=dropout)
 

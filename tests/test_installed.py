@@ -18,7 +18,11 @@ Options = dict[tuple[str, str], dict[str, Any]]
 CATALOG = Catalog()
 KINDS = {"mask", "target", "head", "method", "shards", "source"}
 PLUGINS = sorted(plugin for plugin in CATALOG.entries if plugin[0] in KINDS)
-TRAINED = [plugin for plugin in PLUGINS if plugin[0] not in ("method", "shards", "source")]
+TRAINED = [
+    (kind, name)
+    for kind, name in PLUGINS
+    if kind not in ("shards", "source") and not (kind == "method" and CATALOG.find(kind, name).follows)
+]
 
 
 @pytest.fixture(scope="module")
