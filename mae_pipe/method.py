@@ -12,12 +12,10 @@ from mae_pipe.contracts import Target, View
 from mae_pipe.pixels import normalise
 from mae_pipe.rng import Rng
 from mae_pipe.seeding import key
-from mae_pipe.views import Crop
+from mae_pipe.views import PLAIN, Crop
 
 if TYPE_CHECKING:
     from mae_pipe.data.batch import Batch
-
-PLAIN = (Crop(),)
 
 
 class Method(nn.Module, ABC):

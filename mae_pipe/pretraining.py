@@ -178,7 +178,7 @@ def stream_of(
         seed=recipe.seed,
         share=share,
         catalog=catalog,
-        views=len(task.views),
+        views=task.views,
         begun=begun,
         rows=rows,
     )
@@ -234,9 +234,8 @@ def prepare(task: Method, stream: Stream, recipe: Pretrain, run: Run) -> None:
     for part in (target,) if sharded else (task,):
         if part is not None:
             part.to(device)
-    alone = Stream(
-        stream.shelf, recipe.data, seed=recipe.seed, share=Share(0, 1, recipe.data.micro_batch), views=len(task.views)
-    )
+    one = Share(0, 1, recipe.data.micro_batch)
+    alone = Stream(stream.shelf, recipe.data, seed=recipe.seed, share=one, views=task.views)
 
     def fit_and_check() -> None:
         with closing(alone.batches()) as batches:  # type: ignore[type-var]

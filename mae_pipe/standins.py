@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from mae_pipe.data.batch import Batch
 from mae_pipe.method import Method
-from mae_pipe.views import Crop
+from mae_pipe.views import groups
 
 
 def batch_for(task: Method, images: int, *, classes: int = 2, first: int = 0, seed: int = 0) -> Batch:
@@ -17,20 +17,13 @@ def batch_for(task: Method, images: int, *, classes: int = 2, first: int = 0, se
     Labels are spread over ``classes``.
     """
     generator = torch.Generator().manual_seed(seed)
-    sizes = [_size(crop, task) for crop in task.views]
     numbers = torch.arange(first, first + images)
-    groups: list[Tensor] = []
-    for size in dict.fromkeys(sizes):
-        count = sizes.count(size)
-        soft = _pictures(images * count, task.view.channels, size, generator)
-        groups.append(soft.view(images, count, *soft.shape[1:]))  # [B, V, C, h, w]
-    pixels, *others = groups
-    return Batch(pixels[:, 0] if len(sizes) == 1 else pixels, numbers % classes, numbers, numbers, tuple(others))
-
-
-def _size(crop: Crop, task: Method) -> tuple[int, int]:
-    size = crop.size or (task.view.height, task.view.width)
-    return (size, size) if isinstance(size, int) else size
+    views: list[Tensor] = []
+    for sides, count in groups(task.views, (task.view.height, task.view.width)):
+        soft = _pictures(images * count, task.view.channels, sides, generator)
+        views.append(soft.view(images, count, *soft.shape[1:]))  # [B, V, C, h, w]
+    pixels, *others = views
+    return Batch(pixels if pixels.shape[1] > 1 else pixels[:, 0], numbers % classes, numbers, numbers, tuple(others))
 
 
 def _pictures(count: int, channels: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 Range = tuple[float, float]
+Sides = tuple[int, int]  # height and width, pixels
 
 
 @dataclass(frozen=True)
@@ -36,3 +39,18 @@ class Crop:
         """Whether its colours stay as they are."""
         jittered = any(self.jitter) and self.jitter_share > 0
         return not (jittered or self.grey or self.blur or self.solarize)
+
+    def sides(self, otherwise: Sides) -> Sides:
+        """Its height and width, pixels; ``otherwise`` where it has no size of its own."""
+        if self.size is None:
+            return otherwise
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+
+PLAIN = (Crop(),)
+
+
+def groups(views: Sequence[Crop], otherwise: Sides) -> list[tuple[Sides, int]]:
+    """Sizes, and how many views that follow one another have each: these are together in one tensor of a batch."""
+    sizes = (view.sides(otherwise) for view in views)
+    return [(sides, len(list(same))) for sides, same in itertools.groupby(sizes)]
