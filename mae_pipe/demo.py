@@ -96,7 +96,7 @@ def demo(
 
     split = "val" if "val" in manifest.splits else next(iter(manifest.splits))
     picture = reconstruct(run, (), out / "reconstructions.png", catalog=catalog, shards=shards[FORMATS[0]], split=split)
-    page = reporting.write(run, out / reporting.NAME)
+    page = reporting.write([run], out / reporting.NAME)
     found = outcome.results(run)
     if found:
         console.print(_table(found), highlight=False)

@@ -99,16 +99,8 @@ def pretrain(
         draw(0, engine)
     with Live("pretrain", plan.steps, start=start, console=console, active=here.rank == 0) as live:
         live.say(stream.about)
-        if task.batchwise and plan.accumulation > 1:
-            live.say(
-                f"{recipe.method.name} compares the images of a micro-batch: {plan.micro_batch * here.world} at once, "
-                f"not all {plan.global_batch} of a step; raise data.micro_batch where memory allows it"
-            )
-        if recipe.monitor.every_epochs and held_out is None:
-            live.say(
-                f"monitor: the shards have no split {recipe.monitor.split!r}, so no image is held out and only the "
-                "training loss is watched; name another with monitor.split, or shard with --split val=0.02"
-            )
+        for line in _notices(task, recipe, plan, held_out):
+            live.say(line)
         watch = Watch(recipe, plan, held_out, task.signs, journal=journal, live=live)
         if start == 0:
             watch(0, engine)
@@ -141,6 +133,21 @@ def pretrain(
     stream.close()
     if held_out is not None:
         held_out.close()
+
+
+def _notices(task: Method, recipe: Pretrain, plan: Plan, held_out: object | None) -> Iterator[str]:
+    """What a run does otherwise than its recipe may seem to say."""
+    if task.batchwise and plan.accumulation > 1:
+        together = plan.global_batch // plan.accumulation
+        yield (
+            f"{recipe.method.name} compares the images of a micro-batch: {together} at once, "
+            f"not all {plan.global_batch} of a step; raise data.micro_batch where memory allows it"
+        )
+    if recipe.monitor.every_epochs and held_out is None:
+        yield (
+            f"monitor: the shards have no split {recipe.monitor.split!r}, so no image is held out and only the "
+            "training loss is watched; name another with monitor.split, or shard with --split val=0.02"
+        )
 
 
 def construct(recipe: Pretrain, catalog: Catalog, *, classes: int) -> Method:

@@ -17,6 +17,7 @@ import pytest
 from mae_pipe import outcome, pictures, reporting
 from mae_pipe.charts import Line, chart, smoothed
 from mae_pipe.errors import DiskError, RunError
+from mae_pipe.reporting.films import MOMENTS
 
 EVIL = '<script>alert("1")</script>&amp;'
 
@@ -123,7 +124,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_page_loads_nothing_and_runs_our_script_alone(full: Path) -> None:
-    page = reporting.write(full).read_text()
+    page = reporting.write([full]).read_text()
     elements = Elements(page).found
     tags = [tag for tag, _ in elements]
     assert not {*tags} & {"link", "iframe", "object", "embed", "form", "base"}
@@ -142,25 +143,25 @@ def test_the_page_loads_nothing_and_runs_our_script_alone(full: Path) -> None:
 
 
 def test_everything_from_data_is_escaped(full: Path) -> None:
-    page = reporting.render(full)
+    page = reporting.render([full])
     assert EVIL not in page
     assert "&lt;script&gt;" in page
     assert "&lt;b&gt;statistics" in page
 
 
 def test_the_page_shows_results_curves_pictures_recipe_and_environment(full: Path) -> None:
-    page = reporting.render(full)
+    page = reporting.render([full])
     for text in ("71.2 %", "88.0 %", "61.0 %", "82.3 %", "1,000", "mask.name", "versions.torch", "to the last bit"):
         assert text in page
     assert page.count("<svg") == 6  # loss, lr, gradient norm, speed, waiting, top-1
     labels = re.findall(r"<span>(.*?)</span><img", page)
     assert labels[:3] == ["input", "masked", "step 0"]
     assert labels[-2:] == ["step 1,200", "pasted"]
-    assert len(labels) == 3 + reporting.MOMENTS
+    assert len(labels) == 3 + MOMENTS
 
 
 def test_the_same_run_gives_the_same_page(full: Path) -> None:
-    assert reporting.render(full) == reporting.render(full)
+    assert reporting.render([full]) == reporting.render([full])
 
 
 @pytest.mark.parametrize("missing", ["metrics.jsonl", "recipe.json", "run.json", "pictures", "torn"])
@@ -174,7 +175,7 @@ def test_a_missing_part_is_left_out(tmp_path: Path, missing: str) -> None:
             journal.write('{"kind": "train", "step": 99')
     else:
         (run / missing).unlink()
-    page = reporting.render(run)
+    page = reporting.render([run])
     Elements(page)
     assert ("Reconstructions" in page) == (missing != "pictures")
     assert ("Loss by step" in page) == (missing != "metrics.jsonl")
@@ -183,13 +184,13 @@ def test_a_missing_part_is_left_out(tmp_path: Path, missing: str) -> None:
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is not a run folder"):
-        reporting.write(tmp_path)
+        reporting.write([tmp_path])
 
 
 def test_a_report_that_cannot_be_written_says_so(full: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DiskError, match="cannot write to"):
-        reporting.write(full, tmp_path / "file" / "report.html")
+        reporting.write([full], tmp_path / "file" / "report.html")
 
 
 def test_a_resumed_run_counts_each_step_once(tmp_path: Path) -> None:

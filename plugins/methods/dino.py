@@ -225,7 +225,7 @@ class Sharpened(nn.Module):
         """Move the centre by ``rate`` to the mean of the sums over all ranks; the ``signs`` of the step."""
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(self.pending)
-        outputs, shares, (rows, entropy, loss) = self.pending.split([self.out, self.out, 3])
+        outputs, shares, (rows, entropy, loss) = torch.split(self.pending, [self.out, self.out, 3])
         mean = torch.where(rows > 0, outputs / rows, self.centre[0])
         self.centre.lerp_(mean.float(), rate)
         whole = math.log(self.out)
