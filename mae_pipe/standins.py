@@ -1,4 +1,4 @@
-"""Batches of no images: what a method is tried with where there are no shards."""
+"""Batches of no images: what a method is tried with where there are no shards, or no numbers at all."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mae_pipe.data.batch import Batch
+from mae_pipe.errors import RecipeError
 from mae_pipe.method import Method
 from mae_pipe.views import groups
 
@@ -24,6 +25,26 @@ def batch_for(task: Method, images: int, *, classes: int = 2, first: int = 0, se
         views.append(soft.view(images, count, *soft.shape[1:]))  # [B, V, C, h, w]
     pixels, *others = views
     return Batch(pixels if pixels.shape[1] > 1 else pixels[:, 0], numbers % classes, numbers, numbers, tuple(others))
+
+
+def loss_on_shapes(task: Method, images: int) -> Tensor:
+    """The loss of a method on the meta device, with shapes and no numbers, as in a step.
+
+    Raises:
+        RecipeError: it needs numbers.
+    """
+    task.eval()  # images are not mixed and erased by numbers that are drawn
+    task.encoder.train()  # what drops keeps what it dropped
+    batch = batch_for(task, images).to("meta")
+    try:
+        with torch.device("meta"):
+            loss: Tensor = task(batch)
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        raise RecipeError(
+            f"the loss of {type(task).__name__} cannot be counted on shapes alone ({str(error).splitlines()[0]}); "
+            "measure it with mae-pipe tune"
+        ) from error
+    return loss
 
 
 def _pictures(count: int, channels: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
