@@ -9,8 +9,8 @@ from typing import Any
 
 from mae_pipe.charts import LOOKS, OTHERS, Line, Look, chart, smoothed
 from mae_pipe.outcome import Row, repeated
+from mae_pipe.reporting.differences import told
 from mae_pipe.reporting.gathered import Run, seeds
-from mae_pipe.toml import flat
 
 SIZE = (4.9, 2.5)  # inches: two stand side by side, and one can be read on a phone
 MONITORS = {  # what monitors are called; any other by its own name
@@ -94,7 +94,7 @@ def title_of(monitor: str) -> str:
 
 
 def comparable(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs whose losses are the same quantity, by what that is: the method with its target, or the head."""
+    """Runs whose losses are the same quantity, by what it is (method and target, or head); the most runs first."""
     found: dict[str, list[Run]] = {}
     names: dict[str, str] = {}
     for run in runs:
@@ -109,7 +109,7 @@ def comparable(runs: Sequence[Run]) -> dict[str, list[Run]]:
         if key not in names and name in names.values():
             name += f" ({run.name} and alike)"
         found.setdefault(names.setdefault(key, name), []).append(run)
-    return found
+    return dict(sorted(found.items(), key=lambda pair: -len(pair[1])))
 
 
 def _plot(
@@ -141,7 +141,7 @@ def _chart(lines: Sequence[Line], title: str, **options: Any) -> str:
 
 def _loss_note(runs: Sequence[Run]) -> str:
     """What else moves the losses of runs that are drawn together."""
-    flats: list[Row] = [flat(run.recipe) for run in runs]
+    flats: list[Row] = [told(run.recipe) for run in runs]
     keys = dict.fromkeys(
         key for values in flats for key in values if key.startswith(("mask.", "method.options", "data.crop"))
     )

@@ -46,12 +46,16 @@ class Run:
 
     @property
     def used(self) -> dict[str, str]:
-        """Kind -> name of the plugins of its pretraining; empty where nothing is known of it."""
+        """Kind -> name of the method of its pretraining, and of mask and target where it has them; empty: not known."""
         recipe, about = self.origin
         if not recipe:
             return {}
-        named = {one["kind"]: one["name"] for one in about.get("plugins", ()) if isinstance(one, dict)}
-        return {"method": recipe.get("method", {}).get("name", "mae"), **named}
+        kinds = {one.get("kind") for one in about.get("plugins", ()) if isinstance(one, dict)}
+        return {"method": recipe.get("method", {}).get("name", "mae")} | {
+            kind: recipe[kind]["name"]
+            for kind in ("mask", "target")
+            if kind in kinds and "name" in recipe.get(kind, {})
+        }
 
     @property
     def method(self) -> str:
