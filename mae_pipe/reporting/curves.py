@@ -21,6 +21,7 @@ MONITORS = {  # what monitors are called; any other by its own name
     "uniformity": "Uniformity (of features)",
     "knn": "k-NN accuracy without training",
 }
+TASKS = {"pretrain": "pretraining", "probe": "probes", "finetune": "finetunings"}
 SHARES = {"knn"}  # monitors that are said in per cent
 BESIDES = {
     "epoch",
@@ -58,8 +59,12 @@ def plots(runs: Sequence[Run], look: Mapping[str, Look]) -> list[Plot]:
             found += _plot(f"{heading}: {what}", alike, look, name, kind, note=_loss_note(alike))
     for name in monitored(runs):
         found += _plot(title_of(name), runs, look, name, "monitor", percent=name in SHARES)
-    found += _plot("Learning rate", runs, look, "lr", y_from_zero=True)
-    found += _plot("Images per second", runs, look, "images_per_second", y_from_zero=True, note=_speed_note(runs))
+    tasks = {task: [run for run in runs if run.task == task] for task in TASKS}
+    for name, heading in (("lr", "Learning rate"), ("images_per_second", "Images per second")):
+        for task, alike in tasks.items():
+            of = "" if len(alike) == len(runs) else f", {TASKS[task]}"
+            note = _speed_note(alike) if name == "images_per_second" else ""
+            found += _plot(heading + of, alike, look, name, y_from_zero=True, note=note)
     return found
 
 
@@ -145,7 +150,8 @@ def _loss_note(runs: Sequence[Run]) -> str:
     keys = dict.fromkeys(
         key for values in flats for key in values if key.startswith(("mask.", "method.options", "data.crop"))
     )
-    differ = [key for key in keys if len({json.dumps(values.get(key)) for values in flats}) > 1]
+    moved = [key for key in keys if len({json.dumps(values.get(key)) for values in flats}) > 1]
+    differ = dict.fromkeys(".".join(key.split(".")[:2]) for key in moved)
     return f"They differ in {', '.join(differ)}, which by itself moves the loss." if differ else ""
 
 

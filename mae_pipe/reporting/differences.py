@@ -77,11 +77,12 @@ def environment(about: Row) -> Row:
 
 def shown(value: Any) -> str:
     """A value of a recipe or of run.json as it stands on a page."""
-    text = (
-        (", ".join(map(shown, value)) if isinstance(value, list) else str(value))
-        if value not in (None, [], {})
-        else "none"
-    )
+    if value in (None, [], {}):
+        return "none"
+    if isinstance(value, list):
+        text = ", ".join(map(shown, value))
+    else:
+        text = f"{value:.10g}" if isinstance(value, float) else str(value)
     return text if len(text) <= LONG else f"{text[:LONG]}..."
 
 

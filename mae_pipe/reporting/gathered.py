@@ -133,8 +133,9 @@ def _read(folder: Path, name: str) -> Run:
 
 
 def _names(places: Sequence[Path]) -> list[str]:
-    """The end of each path, as long as it takes to tell them apart."""
-    names = [place.name for place in places]
+    """The end of each path, as long as it takes to tell them apart; and what it lies in, if that is a run."""
+    within = [(place.parent / "run.json").is_file() for place in places]
+    names = [str(Path(*place.parts[-2:])) if inner else place.name for place, inner in zip(places, within, strict=True)]
     length = 1
     while len({*names}) < len(names):
         length += 1

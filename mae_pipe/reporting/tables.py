@@ -90,13 +90,16 @@ def of_results(rows: Sequence[tuple[Cell, Repeated]]) -> Table:
                 Cell(", ".join(f"{100 * each.score:.1f}" for each in group.results) if len(group.results) > 1 else ""),
                 Cell(f"{100 * sum(top5) / len(top5):.1f} %", sum(top5) / len(top5)) if top5 else Cell(),
                 Cell(f"{epochs:g}", epochs) if epochs else Cell(),
-                Cell(f"{one.labels_per_class:,}", one.labels_per_class)
-                if one.labels_per_class
-                else Cell("all" if few else ""),
+                _labels(one.labels_per_class, few=few),
                 Cell(f"{one.images:,}" if one.images else "", one.images or None, beside=one.split),
             )
         )
     return trimmed(Table("results", columns, tuple(cells)))
+
+
+def _labels(labels: int | None, *, few: bool) -> Cell:
+    """``few``: some rows have few, so that it is worth saying that this one has all."""
+    return Cell(f"{labels:,}", labels) if labels else Cell("all" if few else "")
 
 
 def spread(group: Repeated) -> str:
