@@ -64,7 +64,7 @@ def of_results(rows: Sequence[tuple[Cell, Repeated]]) -> Table:
     metrics = {group.first.metric: None for _, group in rows}
     columns = (
         Column("run", "run", number=False),
-        Column("what", "", number=False),
+        Column("what", "what", number=False),
         Column("folder", "folder", number=False),
         Column("score", " or ".join(metrics)),
         Column("bar", "", number=False),
