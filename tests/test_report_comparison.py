@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from mae_pipe import cli, reporting
-from mae_pipe.charts import LOOKS, OTHERS
+from mae_pipe.charts import LOOKS, OTHERS, SERIES
 from mae_pipe.errors import RunError
 from mae_pipe.reporting import curves
 from mae_pipe.reporting.comparison import render
@@ -123,6 +123,37 @@ def test_seeds_share_a_colour_and_many_runs_are_grey(tmp_path: Path) -> None:
     assert looks["twin"] == looks["r0"] == LOOKS[0]
     assert len({looks[f"r{n}"] for n in range(len(LOOKS))}) == len(LOOKS)
     assert looks["r10"] == looks["r11"] == OTHERS
+
+
+SEEN = {  # Machado, Oliveira and Fernandes 2009, severity 1: linear RGB as each kind of eye sees it
+    "all colours": np.eye(3),
+    "no red": np.array([
+        [0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]
+    ]),
+    "no green": np.array([
+        [0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]
+    ]),
+    "no blue": np.array([
+        [1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]
+    ]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("eye", SEEN)
+def test_colours_of_curves_are_told_apart_by_every_eye(page: str, eye: str) -> None:
+    found = re.findall(r"--series-(\d): #(\w{6});", page)
+    assert len(found) == 2 * len(SERIES)
+    for scheme in (found[: len(SERIES)], found[len(SERIES) :]):  # light, dark
+        srgb = np.array([[int(colour[at : at + 2], 16) / 255 for at in (0, 2, 4)] for _, colour in scheme])
+        linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+        xyz = (
+            np.clip(linear @ SEEN[eye].T, 0, 1)
+            @ np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]).T
+        )
+        f = np.cbrt(np.maximum(xyz / [0.9505, 1.0, 1.089], 0.008856))  # CIE 1976, the dark end flat
+        lab = np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], axis=1)
+        apart = np.linalg.norm(lab[:, None] - lab[None], axis=2)[np.triu_indices(len(lab), 1)]
+        assert apart.min() > 20  # 2.3 is just to be seen
 
 
 def test_only_keys_that_differ_are_shown(runs: list[Path]) -> None:
