@@ -62,7 +62,7 @@ class _Verbs(click.Group):
         "evaluate": "Measure a finetuned or probed run on any labelled images.",
         "slurm": "Write a batch script for a run on many nodes.",
         "reconstruct": "Draw what a run predicts for images.",
-        "report": "Write a run's report.html.",
+        "report": "Write the page of a run, or of several compared.",
         "plugins": "List the installed plugins; show, write or check one.",
         "recipes": "List, show, compare or copy recipes.",
         "doctor": "Check this machine and say what would go wrong.",

@@ -82,10 +82,14 @@ class Run:
 
     def series(self, name: str, kind: str = "train") -> tuple[list[float], list[float]]:
         """(epochs, values) of a number, where it is finite."""
-        ends = [row for row in self.train if finite(row.get("epoch")) and row["step"]]
-        steps = ends[-1]["step"] / ends[-1]["epoch"] if ends and ends[-1]["epoch"] else 1  # in an epoch
         rows = [row for row in self.rows.get(kind, []) if finite(row.get(name))]
-        return [row.get("epoch", row["step"] / steps) for row in rows], [row[name] for row in rows]
+        return [row.get("epoch", row["step"] / self.steps_per_epoch) for row in rows], [row[name] for row in rows]
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """As the journal has it; 1 where it says no epochs."""
+        last = next((row for row in reversed(self.train) if finite(row.get("epoch")) and row["epoch"]), None)
+        return last["step"] / last["epoch"] if last else 1.0
 
 
 def gather(folders: Sequence[Path]) -> list[Run]:
