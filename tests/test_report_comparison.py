@@ -57,7 +57,14 @@ def test_a_row_a_run_with_the_best_first(page: str) -> None:
     Elements(page)
     assert rows_of(page, "runs") == ["dino", "mae-s1", "mae-s0", "half"]
     assert 'data-key="runs.score-1" aria-sort="descending">Linear probe, pretrained' in page
-    assert "dino is first of 4: linear probe, pretrained, 80.0 % top-1" in page
+    assert "First by linear probe, pretrained: dino, 80.0 % top-1." in page
+
+
+def test_who_leads_is_said_by_the_mean_over_seeds_and_doubted(runs: list[Path], tmp_path: Path) -> None:
+    page = reporting.render(runs[:3])
+    assert "First by linear probe, pretrained: mae-s1, mae-s0, 72.0 % top-1, the mean of 2.</p>" in page
+    near = downstream(tmp_path / "near", "probe", top1=0.71)
+    assert "near (71.0 %) is nearer than the evaluated images can tell" in reporting.render([*runs[:2], near])
 
 
 def test_a_downstream_run_stands_with_its_pretraining_run(runs: list[Path]) -> None:
@@ -156,13 +163,17 @@ def test_colours_of_curves_are_told_apart_by_every_eye(page: str, eye: str) -> N
         assert apart.min() > 20  # 2.3 is just to be seen
 
 
-def test_only_keys_that_differ_are_shown(runs: list[Path]) -> None:
+def test_only_keys_that_differ_are_shown(runs: list[Path], tmp_path: Path) -> None:
     first, second = {"k": 1, "same": [], "f": 0.1 + 0.2}, {"k": 2, "same": [], "f": 0.3, "new": None}
     found = differences("x", {"a": first, "b": second})
     assert found.rows == (("k", ("1", "2")), ("new", (None, "none")))
     assert found.equal == (("same", "none"), ("f", "0.3"))
     (recipes,) = of_recipes(gather(runs))  # and none of the probes, which have one recipe
     assert {key for key, _ in recipes.rows} == {"seed", "method.name", "mask.ratio"}
+    waiting = tmp_path / "waiting"  # a probe that was not measured yet
+    waiting.mkdir()
+    (waiting / "recipe.json").write_text('{"task": "probe", "seed": 5}')
+    assert [table.title for table in of_recipes(gather([*runs, waiting]))] == ["Pretraining", "Probes"]
 
 
 def test_pictures_of_the_same_images_stand_side_by_side(page: str) -> None:

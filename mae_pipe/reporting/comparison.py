@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 
 from mae_pipe.charts import Look
-from mae_pipe.outcome import Repeated, repeated
+from mae_pipe.outcome import Repeated, margin, repeated
 from mae_pipe.reporting import curves, films, tables
 from mae_pipe.reporting.differences import of_environments, of_recipes
 from mae_pipe.reporting.gathered import Run, seeds
@@ -51,12 +52,27 @@ def _in_order(runs: Sequence[Run]) -> list[Run]:
 
 
 def _first(runs: Sequence[Run], scores: Scores) -> str:
-    """Who leads, in a sentence; or else who there is."""
-    if scores.main is None or (best := scores.of_main(runs[0])) is None:
+    """Who leads by the mean over seeds, and whether clearly; or else who there is."""
+    ranked = []
+    for group in seeds(runs):
+        reached = [found for found in map(scores.of_main, group) if found is not None]
+        if reached:
+            ranked.append((statistics.fmean(found.score for found in reached), group, reached[0]))
+    ranked.sort(key=lambda one: -one[0])
+    if not ranked:
         return ", ".join(run.name for run in runs)
-    what = f"{best.first.name}, {100 * best.score:.1f} % {best.first.metric} {tables.spread(best)}".strip()
-    among = sum(scores.main in row for row in scores.by_run.values())
-    return f"{runs[0].name} is first of {among}: {what}."
+    score, group, one = ranked[0]
+    names = ", ".join(run.name for run in group)
+    mean = "" if len(group) == 1 else f", the mean of {len(group)}"
+    said = f"First by {one.first.name}: {names}, {100 * score:.1f} % {one.first.metric}{mean}."
+    if len(ranked) == 1 or not (one.first.is_share and one.first.images):
+        return said
+    second, others, other = ranked[1]
+    apart = math.hypot(margin(score, one.first.images), margin(second, other.first.images))
+    near = (
+        f" {', '.join(run.name for run in others)} ({100 * second:.1f} %) is nearer than the evaluated images can tell."
+    )
+    return said + (near if score - second <= apart else "")
 
 
 def _summary(runs: Sequence[Run], look: Mapping[str, Look], scores: Scores) -> Table:

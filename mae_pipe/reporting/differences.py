@@ -47,9 +47,10 @@ def of_recipes(runs: Sequence[Run]) -> list[Differences]:
     columns: dict[str, dict[str, Row]] = {"pretrain": {r.name: told(r.recipe) for r in runs if r.task == "pretrain"}}
     shared: dict[str, tuple[Row, list[str]]] = {}
     for run in runs:
-        for result in run.results:
-            name = run.name if run.folder == result.path else f"{run.name}/{result.folder}"
-            shared.setdefault(sameness(result.recipe, {}), (result.recipe, []))[1].append(name)
+        own = [(run.recipe, run.name)] if run.task != "pretrain" else []
+        below = [(result.recipe, f"{run.name}/{result.folder}") for result in run.results if run.folder != result.path]
+        for recipe, name in (*own, *below):
+            shared.setdefault(sameness(recipe, {}), (recipe, []))[1].append(name)
     for recipe, names in shared.values():
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
         values = {key: value for key, value in told(recipe).items() if key != "seed" or len(names) == 1}
