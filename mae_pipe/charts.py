@@ -132,6 +132,8 @@ def chart(
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         if y_scale == "linear":
             axes.yaxis.set_major_locator(MaxNLocator(5))
+            if max(map(abs, axes.get_ylim())) >= 10_000:
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         if y_from_zero:
             axes.set_ylim(bottom=0)
         if percent:
