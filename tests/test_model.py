@@ -351,7 +351,7 @@ def test_what_cannot_be_trained_is_refused_in_one_sentence(changes: dict[str, An
 
 
 def test_images_that_do_not_split_into_patches_are_refused() -> None:
-    with pytest.raises(ValueError, match="30 x 30 pixels do not split into 4 x 4"):
+    with pytest.raises(ValueError, match="30 x 30 pixels do not split into patches of 8 x 8"):
         build_encoder(ENCODER, SIZE)(torch.zeros(1, 3, 30, 30))
 
 
