@@ -161,6 +161,7 @@ def test_every_built_in_recipe_is_complete_in_itself(name: str) -> None:
     free |= adamw if loaded.optimizer.name in ("lars", "sgd") else lars
     free |= {"data.crop_share", "data.jitter", "data.interpolation", "data.randaugment", "data.erase"}
     free |= {f"mixing.{key}" for key in recipe.Mixing.model_fields}
+    free |= {f"monitor.{key}" for key in recipe.Monitor.model_fields}
     free |= {f"sliding.{key}" for key in recipe.Sliding.model_fields} | {"schedule.shape"}
     free |= {"data.crop_scale", "data.crop_ratio"} if loaded.data.crop in ("centre", "none") else {"data.centre_share"}
     if not isinstance(loaded, recipe.Pretrain):  # what the pretrained run says
