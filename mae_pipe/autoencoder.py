@@ -135,8 +135,11 @@ class Encoder(VisionTransformer):
         grid = self.grid if mask is not None else self.grid_of(images)
         cells = _cells(images, grid, None if mask is None else mask.visible)  # [B, V, C, P, P]
         patches = self.patch_embed.proj(cells)  # [B, V, D]
-        table = self.pos_embed if grid == self.grid else resized(self.pos_embed, self.grid, grid)
-        positions = table[:, self.num_prefix_tokens :]  # [1, N, D]
+        positions = self.pos_embed[:, self.num_prefix_tokens :]  # [1, N, D]
+        if grid != self.grid:
+            # As a product, whose gradient is the same every time on a GPU, as that of an interpolation is not.
+            matrix = resized(torch.eye(self.grid.size, device=images.device)[None], self.grid, grid)  # [1, N', N]
+            positions = matrix.to(positions.dtype) @ positions
         if mask is not None:
             known = mask.visible
             if self.mask_token is not None:
@@ -237,7 +240,7 @@ def build_encoder(
     size: int | tuple[int, int],
     *,
     channels: int = 3,
-    positions: Literal["fixed", "learned"] = "fixed",
+    positions: Literal["fixed", "learned"] | None = None,
     drop_path: float | None = None,
     dropout: float | None = None,
 ) -> Encoder:
@@ -248,7 +251,8 @@ def build_encoder(
     rate = shape.drop_path if drop_path is None else drop_path
     dropout = shape.dropout if dropout is None else dropout
     sides = (size, size) if isinstance(size, int) else size
-    return Encoder(shape, sides, channels=channels, learned=positions == "learned", drop_path=rate, dropout=dropout)
+    learned = (positions or shape.positions) == "learned"
+    return Encoder(shape, sides, channels=channels, learned=learned, drop_path=rate, dropout=dropout)
 
 
 def initialise(module: nn.Module) -> None:

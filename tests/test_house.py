@@ -146,9 +146,9 @@ def test_every_built_in_recipe_is_complete_in_itself(name: str) -> None:
     }
     free = {"mask.options", "target.options", "head.options", "optimizer.layer_decay", "optimizer.name"}
     free |= {f"engine.{key}" for key in recipe.EngineChoice.model_fields} - {"engine.zero", "engine.precision"}
-    free |= {f"encoder.{key}" for key in ("class_tokens", "mask_tokens", "qk_norm", "layer_scale", "dropout")} | {
-        "target.loss_on"
-    }
+    free |= {
+        f"encoder.{key}" for key in ("class_tokens", "mask_tokens", "qk_norm", "layer_scale", "dropout", "positions")
+    } | {"target.loss_on"}
     free |= {"method.name", "method.options", "optimizer.weight_decay_end", "optimizer.decay_all"}
     tables = (
         {"mask", "target", "decoder"} if isinstance(loaded, recipe.Pretrain) and loaded.method.name != "mae" else set()
