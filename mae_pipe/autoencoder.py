@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from mae_pipe.attention import Block, choose_attention
 from mae_pipe.contracts import Grid
 from mae_pipe.masking import Mask, gather
-from mae_pipe.positions import sincos_positions
+from mae_pipe.positions import resized, sincos_positions
 from mae_pipe.recipe import DecoderShape, EncoderShape
 
 LayerNorm: Any = partial(nn.LayerNorm, eps=1e-6)
@@ -104,6 +104,8 @@ class Encoder(VisionTransformer):
     def forward(self, images: Tensor, mask: Mask | None = None) -> Tensor:  # type: ignore[override]
         """[B, C, H, W] normalised images -> [B, T + V, D] tokens, or [B, T + N, D] without a mask.
 
+        Without a mask they may be of any size that is whole patches: positions are then interpolated.
+
         The class tokens, then the visible patches in the mask's order, then, with ``mask_tokens`` in
         the shape, a token for each hidden one; the final norm is applied.
         """
@@ -124,9 +126,14 @@ class Encoder(VisionTransformer):
 
     def _embedded(self, images: Tensor, mask: Mask | None) -> Tensor:
         """[B, T + V, D]: what the first block is given."""
-        cells = _cells(images, self.grid, None if mask is None else mask.visible)  # [B, V, C, P, P]
+        grid = self._grid_of(images)
+        cells = _cells(images, grid, None if mask is None else mask.visible)  # [B, V, C, P, P]
         patches = self.patch_embed.proj(cells)  # [B, V, D]
         positions = self.pos_embed[:, self.num_prefix_tokens :]  # [1, N, D]
+        if grid != self.grid:
+            # As a product, whose gradient is the same every time on a GPU, as that of an interpolation is not.
+            matrix = resized(torch.eye(self.grid.size, device=images.device)[None], self.grid, grid)  # [1, N', N]
+            positions = matrix.to(positions.dtype) @ positions
         if mask is not None:
             known = mask.visible
             if self.mask_token is not None:
@@ -137,6 +144,13 @@ class Encoder(VisionTransformer):
         tokens = self._with_class_tokens(patches).to(self.patch_embed.proj.weight.dtype)  # [B, T + V, D]
         out: Tensor = self.pos_drop(tokens)
         return out
+
+    def _grid_of(self, images: Tensor) -> Grid:
+        """The patches of images, which may be of another size than the encoder's own."""
+        height, width = images.shape[-2:]
+        rows, cols = self.patch_embed.patch_size
+        whole = height % rows == 0 and width % cols == 0
+        return Grid(height // rows, width // cols) if whole else self.grid
 
     def _with_class_tokens(self, patches: Tensor) -> Tensor:
         """[B, V, D] -> [B, T + V, D]."""
@@ -227,7 +241,7 @@ def build_encoder(
     size: int | tuple[int, int],
     *,
     channels: int = 3,
-    positions: Literal["fixed", "learned"] = "fixed",
+    positions: Literal["fixed", "learned"] | None = None,
     drop_path: float | None = None,
     dropout: float | None = None,
 ) -> Encoder:
@@ -238,7 +252,8 @@ def build_encoder(
     rate = shape.drop_path if drop_path is None else drop_path
     dropout = shape.dropout if dropout is None else dropout
     sides = (size, size) if isinstance(size, int) else size
-    return Encoder(shape, sides, channels=channels, learned=positions == "learned", drop_path=rate, dropout=dropout)
+    learned = (positions or shape.positions) == "learned"
+    return Encoder(shape, sides, channels=channels, learned=learned, drop_path=rate, dropout=dropout)
 
 
 def initialise(module: nn.Module) -> None:

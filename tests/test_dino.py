@@ -17,6 +17,7 @@ from mae_pipe.contracts import View
 from mae_pipe.data.batch import Batch
 from mae_pipe.errors import PluginError
 from mae_pipe.recipe import EncoderShape
+from mae_pipe.views import Crop
 
 VIEW = View(8, 8, (4, 4), (0.5,) * 3, (0.25,) * 3)
 
@@ -53,7 +54,7 @@ def outputs_by_hand(encoder: Any, head: dict[str, Tensor], images: Tensor) -> Te
 
 @torch.no_grad()
 def test_the_loss_and_its_centre_are_the_papers_formula() -> None:
-    task = tiny(teacher_warmup_epochs=4.0)
+    task = tiny(teacher_warmup_epochs=4.0, local_crops=3)
     torch.manual_seed(1)
     for parameter in task.parameters():  # a teacher that differs, and a head that tells images apart
         parameter.add_(0.2 * torch.randn_like(parameter))
@@ -68,7 +69,7 @@ def test_the_loss_and_its_centre_are_the_papers_formula() -> None:
             whole.clear()
         for part in (0, 1):
             seen = noise(6, views=5, seed=10 * epoch + part)
-            views = [(seen.pixels[:, v] / 255.0 - 0.5) / 0.25 for v in range(5)]
+            views = task.images_of(seen)
             said = [outputs_by_hand(task.encoder, task.head.state_dict(), view) for view in views]
             teacher, head = task.teacher.part, task.teacher_head.part.state_dict()
             taught = [outputs_by_hand(teacher, head, view) for view in views[:2]]
@@ -161,6 +162,7 @@ def test_what_it_cannot_learn_with_is_refused_in_words(options: dict[str, Any], 
 def signs_after(steps: int, **options: Any) -> dict[str, float]:
     """Of training on 64 coloured patterns with noise, sixteen a step."""
     task = tiny(teacher_warmup_epochs=0.0, momentum=0.95, **options)
+    task.views = (Crop(),) * 4  # their colours are what tells the patterns apart
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=5e-3)
     draw = torch.Generator().manual_seed(1)
     patterns = torch.randint(0, 256, (64, 3, 2, 2), generator=draw).float()

@@ -12,7 +12,8 @@ from mae_pipe.recipe import Pretrain
 
 Row = dict[str, Any]
 
-LEAST_RANK = 0.02  # of what RankMe can be at most: less is a handful of directions
+LEAST_RANK = 0.02  # of what RankMe can be at most; runs that did well had 0.04 and more in their first epochs
+FEWEST = 2.5  # directions, but of ten images or less a quarter of the greatest: two clusters have 2
 ALIKE = 0.99  # mean cosine above which all features are one
 STAYS = 3  # readings in a row in which a method's sign has to be bad
 ONE_OUTPUT, NO_OPINION = 0.1, 0.99  # entropies, as shares of the greatest, of the mean output and of a teacher's
@@ -48,7 +49,7 @@ class Story:
 
 def warnings(recipe: Pretrain, rows: list[Row]) -> Iterator[tuple[str, str]]:
     """(rule, sentence) of every rule that a journal has not been warned of yet."""
-    said = {row["rule"] for row in rows if row["kind"] == "warning"}
+    said = {row.get("rule") for row in rows if row["kind"] == "warning"}
     story = Story(recipe, rows)
     for name, rule in RULES.items():
         if name not in said and (text := rule(story)):
@@ -77,15 +78,15 @@ def outside_the_band(story: Story) -> str | None:
 
 
 def learns_nothing(story: Story) -> str | None:
-    """Normalised pixels: the loss stays at that of a prediction which is the same for every patch."""
+    """Normalised pixels: an epoch after the warmup, training and held-out loss are those of one answer for all."""
     recipe, loss = story.recipe, story.training_loss(story.now)
-    warm = max(1.0, recipe.schedule.warmup_epochs)
+    held_out = story.now.get("held_out_loss")
     of_pixels = recipe.method.name == "mae" and recipe.target.name == "normalized_pixel"
-    if not of_pixels or story.now["epoch"] <= warm or math.isnan(loss):
+    if not of_pixels or story.now["epoch"] < recipe.schedule.warmup_epochs + 1 or math.isnan(loss):
         return None
     numbers = math.prod(recipe.encoder.sides) * recipe.data.channels
     constant = (numbers - 1) / numbers  # the mean square of a patch whose variance, with n - 1, is one
-    if loss < NOTHING * constant:
+    if min(loss, loss if held_out is None else held_out) < NOTHING * constant:
         return None
     return (
         f"the training loss is {loss:.4f} at epoch {story.now['epoch']:.1f}, after the warmup, and {constant:.4f} is "
@@ -95,13 +96,16 @@ def learns_nothing(story: Story) -> str | None:
 
 
 def few_directions(story: Story) -> str | None:
-    """RankMe is a small share of what it can be, or has fallen by half since the last reading."""
+    """RankMe is a small share of what it can be, or has fallen by half since the last reading.
+
+    First weights do not count: from theirs it fell by half in runs that did well.
+    """
     now, before = story.last("rankme", 1), story.last("rankme", 2)
     if not now:
         return None
     most = min(story.now["images"], story.recipe.encoder.width)
     what = ""
-    if now[0] < max(LEAST_RANK * most, 1.5):
+    if now[0] < max(LEAST_RANK * most, min(FEWEST, most / 4)):
         what = f"RankMe of the features is {now[0]:.1f}, of {most} at most"
     elif before and now[0] < before[0] / 2:
         what = f"RankMe of the features has fallen from {before[0]:.1f} to {now[0]:.1f}"
