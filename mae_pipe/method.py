@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mae_pipe import appearance
 from mae_pipe.contracts import Target, View
-from mae_pipe.pixels import normalise
+from mae_pipe.pixels import normalise, normalise_
 from mae_pipe.rng import Rng
 from mae_pipe.seeding import key
 from mae_pipe.views import PLAIN, Crop, check
@@ -125,5 +125,5 @@ class Method(nn.Module, ABC):
                 continue
             how = appearance.drawn(view, number, self.seed, positions)
             images = appearance.changed(pixels.float().div_(255), view, how)
-            found.append(normalise(images, mean, std, white=1))
+            found.append(normalise_(images, mean, std))
         return found

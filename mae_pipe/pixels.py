@@ -8,13 +8,18 @@ from torch import Tensor
 Channels = tuple[float, ...]  # one number a channel, of values in [0, 1]
 
 
-def normalise(pixels: Tensor, mean: Channels, std: Channels, *, white: float = 255) -> Tensor:
-    """[B, C, H, W] uint8, or float where ``white`` is 1 -> float32: (pixels / white - mean) / std.
+def normalise(pixels: Tensor, mean: Channels, std: Channels) -> Tensor:
+    """[B, C, H, W] uint8 -> float32: (pixels / 255 - mean) / std.
 
     ``mean`` and ``std`` go to the device as arguments of its kernels, so nothing is copied and nothing waits.
     """
     images = pixels.to(torch.float32)
     images = images.clone() if images is pixels else images
+    return normalise_(images, mean, std, white=255)
+
+
+def normalise_(images: Tensor, mean: Channels, std: Channels, *, white: float = 1) -> Tensor:
+    """The same of [B, C, H, W] float32 from 0 to ``white``, in their place."""
     for channel, centre, spread in zip(images.unbind(1), mean, std, strict=True):
         channel.sub_(white * centre).div_(white * spread)
     return images

@@ -191,8 +191,8 @@ def stream_of(
     )
     if task.labelled and (stream.index.label < 0).any():
         raise DataError(
-            f"the method {recipe.method.name!r} learns from labels, and images of {shards} have none; shard a folder "
-            "with a subfolder for each class, or choose another method"
+            f"the method {recipe.method.name!r} learns from labels, and images of the split {split!r} of {shards} "
+            "have none; shard a folder with a subfolder for each class, or choose another method"
         )
     return stream
 

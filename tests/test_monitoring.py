@@ -41,6 +41,7 @@ TINY = recipe.Pretrain(
     saving=recipe.Saving(every_epochs=1, background=False),
     logging=recipe.Logging(every_steps=1, pictures_every_epochs=9),
 )  # 2 steps an epoch of 16 images
+PLAIN = {"decoder": recipe.DecoderShape(), "mask": recipe.MaskChoice(), "target": recipe.TargetChoice()}
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +66,7 @@ def of(**tables: Any) -> recipe.Pretrain:
 def twins(apart: float, **tables: Any) -> recipe.Pretrain:
     """Two views, which should have the same features."""
     method = recipe.Chosen(name="twins", options={"apart": apart})
-    plain = {"decoder": recipe.DecoderShape(), "mask": recipe.MaskChoice(), "target": recipe.TargetChoice()}
-    return of(method=method, **plain, **tables)
+    return of(method=method, **PLAIN, **tables)
 
 
 def rows(run: Path, *kinds: str) -> list[dict[str, Any]]:
@@ -191,6 +191,46 @@ def test_a_method_that_collapses_is_told_of_and_one_that_does_not_is_not(
     assert (last["alignment"] < first["alignment"] / 10) == (last["uniformity"] > first["uniformity"]) == (not apart)
     if not apart:
         assert last["held_out_loss"] == pytest.approx(last["alignment"], rel=0.5)
+
+
+@pytest.fixture(scope="module")
+def patterns(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 patterns of four colours to train on and 32 held out: more than two clusters can hold."""
+    folder, draw = tmp_path_factory.mktemp("patterns"), np.random.default_rng(0)
+    for number in range(96):
+        path = folder / "images" / ("train" if number < 64 else "val") / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        colours = draw.integers(0, 256, (2, 2, 3)).astype(np.uint8)
+        Image.fromarray(colours).resize((20, 20), Image.Resampling.BILINEAR).save(path)
+    shard(folder / "images", folder / "shards", catalog=Catalog(), workers=1)
+    return folder / "shards"
+
+
+@pytest.mark.parametrize(("centring", "said"), [(False, {"one_output"}), (True, set())])
+def test_dino_collapses_without_centring_and_is_told_of(
+    patterns: Path, tmp_path: Path, centring: bool, said: set[str]
+) -> None:
+    options = {
+        "out": 64,
+        "hidden": 32,
+        "bottleneck": 16,
+        "local_crops": 0,
+        "global_scale": [0.6, 1.0],
+        "momentum": 0.95,
+    }
+    options |= {"frozen_epochs": 0.0, "teacher_warmup_epochs": 0.0, "teacher_temperature": [0.04, 0.04]}
+    chosen = of(
+        method=recipe.Chosen(name="dino", options=options | {"centring": centring}),
+        data=TINY.data.model_copy(update={"global_batch": 16, "micro_batch": 16}),
+        schedule=recipe.Schedule(epochs=24, warmup_epochs=0),
+        optimizer=recipe.Optimizer(base_lr=0.08),
+        monitor=recipe.Monitor(every_epochs=8),
+        **PLAIN,
+    )
+    pretrain(chosen, patterns, tmp_path / "run", catalog=Catalog(), console=Console(quiet=True))
+    last = rows(tmp_path / "run", "monitor")[-1]
+    assert {row["rule"] for row in rows(tmp_path / "run", "warning")} == said, last
+    assert (last["mean_output_entropy"] < 0.01) == (not centring)
 
 
 def test_without_images_that_are_held_out_a_run_says_so(shards: Path, tmp_path: Path) -> None:
