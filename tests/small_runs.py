@@ -43,7 +43,8 @@ def narrow(name: str, depth: int = 2) -> list[str]:
     assert isinstance(loaded, recipe.Pretrain)
     parts = ["encoder", *({"decoder"} & loaded.model_fields_set)]  # a method without one has no such table
     widths = [f"{part}.width={4 * getattr(loaded, part).heads}" for part in parts]
-    return [*widths, f"encoder.depth={depth}", *(f"{part}.depth=1" for part in parts[1:])]
+    heads = [f"method.options.{name}=16" for name in ("out", "hidden", "bottleneck") if name in loaded.method.options]
+    return [*widths, *heads, f"encoder.depth={depth}", *(f"{part}.depth=1" for part in parts[1:])]
 
 
 def settings(changes: list[str]) -> list[str]:

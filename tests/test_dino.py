@@ -52,6 +52,16 @@ def outputs_by_hand(encoder: Any, head: dict[str, Tensor], images: Tensor) -> Te
     return at @ (rows / rows.square().sum(dim=1, keepdim=True).sqrt()).T
 
 
+def test_views_are_those_of_the_papers_code() -> None:
+    one, other, *small = tiny(local_crops=10).views
+    assert [(view.size, view.scale) for view in (one, other)] == [(None, None)] * 2  # as the recipe says
+    assert {(view.size, view.scale) for view in small} == {(8, (0.05, 0.25))}
+    assert [(v.blur, v.solarize) for v in (one, other, *small)] == [(1.0, 0.0), (0.1, 0.2), *[(0.5, 0.0)] * 10]
+    assert {(v.jitter, v.jitter_share, v.grey, v.sigma) for v in (one, other, *small)} == {
+        ((0.4, 0.4, 0.2, 0.1), 0.8, 0.2, (0.1, 2.0))
+    }
+
+
 @torch.no_grad()
 def test_the_loss_and_its_centre_are_the_papers_formula() -> None:
     task = tiny(teacher_warmup_epochs=4.0, local_crops=3)

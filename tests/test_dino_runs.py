@@ -33,7 +33,7 @@ out = 64
 hidden = 32
 bottleneck = 16
 local_crops = 3
-local_size = 16
+local_size = 8
 momentum = 0.9
 frozen_epochs = 1.0
 teacher_warmup_epochs = 1.0
@@ -42,6 +42,7 @@ width = 32
 depth = 2
 heads = 2
 patch = 4
+positions = "learned"
 [optimizer]
 base_lr = 0.01
 weight_decay = 0.04

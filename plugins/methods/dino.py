@@ -37,8 +37,7 @@ class DINO(Method):
         bottleneck: numbers of the unit vector that is compared with the prototypes.
         local_crops: small views of an image.
         local_size: their side in pixels, a multiple of the encoder's patch.
-        global_scale: of the image's area, of a large view.
-        local_scale: of the image's area, of a small view.
+        local_scale: of the image's area, of a small view; of a large one, ``data.crop_scale`` says it.
         momentum: of the teacher at the start; it rises to 1 by half a cosine.
         student_temperature: by which the student's outputs are divided.
         teacher_temperature: by which the teacher's are, at the start and after the warmup.
@@ -62,7 +61,6 @@ class DINO(Method):
         bottleneck: int = 256,
         local_crops: int = 10,
         local_size: int = 96,
-        global_scale: Range = (0.25, 1.0),
         local_scale: Range = (0.05, 0.25),
         momentum: float = 0.996,
         student_temperature: float = 0.1,
@@ -87,7 +85,7 @@ class DINO(Method):
         self.encoder = encoder
         self.head = Head(encoder.embed_dim, hidden=hidden, bottleneck=bottleneck, out=out)
         self.teacher, self.teacher_head = MomentumCopy(encoder), MomentumCopy(self.head)
-        self.views = _views(local_crops, local_size, global_scale, local_scale)
+        self.views = _views(local_crops, local_size, local_scale)
         self.held_back = {"head.prototypes": frozen_epochs}
         self.epochs, self.momentum = epochs, momentum
         self.student_temperature = student_temperature
@@ -242,9 +240,11 @@ class Sharpened(nn.Module):
         return self
 
 
-def _views(local_crops: int, local_size: int, global_scale: Range, local_scale: Range) -> tuple[Crop, ...]:
+def _views(local_crops: int, local_size: int, local_scale: Range) -> tuple[Crop, ...]:
     """The authors' ``DataAugmentationDINO``, after BYOL's (Grill et al. 2020)."""
     colours = partial(Crop, jitter=(0.4, 0.4, 0.2, 0.1), jitter_share=0.8, grey=0.2)
-    first = colours(scale=global_scale, blur=1.0)
-    second = colours(scale=global_scale, blur=0.1, solarize=0.2)
-    return first, second, *[colours(size=local_size, scale=local_scale, blur=0.5)] * local_crops
+    return (
+        colours(blur=1.0),
+        colours(blur=0.1, solarize=0.2),
+        *[colours(size=local_size, scale=local_scale, blur=0.5)] * local_crops,
+    )
