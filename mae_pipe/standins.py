@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,7 +12,7 @@ from torch.nn import functional as F
 from mae_pipe.data.batch import Batch
 from mae_pipe.errors import RecipeError
 from mae_pipe.method import Method
-from mae_pipe.views import groups
+from mae_pipe.views import Crop, groups
 
 
 def batch_for(task: Method, images: int, *, classes: int = 2, first: int = 0, seed: int = 0) -> Batch:
@@ -35,9 +38,10 @@ def loss_on_shapes(task: Method, images: int) -> Tensor:
     """
     task.eval()  # images are not mixed and erased by numbers that are drawn
     task.encoder.train()  # what drops keeps what it dropped
+    task.views = tuple(Crop(size=crop.size) for crop in task.views)  # colours are drawn by numbers, and cost little
     batch = batch_for(task, images).to("meta")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _no_autocast():
             loss: Tensor = task(batch)
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
         raise RecipeError(
@@ -45,6 +49,17 @@ def loss_on_shapes(task: Method, images: int) -> Tensor:
             "measure it with mae-pipe tune"
         ) from error
     return loss
+
+
+@contextmanager
+def _no_autocast() -> Iterator[None]:
+    """There is none for the meta device, where only shapes count; teachers ask for it (``MomentumCopy``)."""
+    old = torch.autocast
+    torch.autocast = lambda *_, **__: nullcontext()  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        torch.autocast = old  # type: ignore[misc]
 
 
 def _pictures(count: int, channels: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:

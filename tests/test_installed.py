@@ -35,6 +35,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> Options:
     save_tokenizer(folder, About(layout="mae-pipe", codebook=16, downsampling=4, shape=shape), weights)
     return {
         ("target", "dvae"): {"tokenizer": str(folder)},
+        ("method", "dino"): {"out": 64, "hidden": 32, "bottleneck": 16, "local_crops": 2, "local_size": 16},
         ("target", "feature"): {"teacher": "test_vit", "weights": "none"},
     }
 

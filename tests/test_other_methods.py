@@ -72,6 +72,23 @@ def test_memory_is_planned_and_a_teacher_rules_zero_3_out(home: Path) -> None:
     assert {row["zero"] for row in other["settings"]} == {1, 2}
     assert other["model"]["others"] > plan["model"]["others"] + 4 * plan["model"]["encoder"] * 0.9  # the teacher
     assert other["model"]["forward"] > 1.5 * plan["model"]["forward"]  # two views, and a teacher
+    assert other["model"]["blocks"] == plan["model"]["blocks"] == 2
+
+
+def test_small_views_in_other_colours_are_counted(home: Path) -> None:
+    def forward(crops: int) -> int:
+        options = {"out": 16, "hidden": 8, "bottleneck": 4, "local_size": 8, "local_crops": crops}
+        chosen = recipe.load(
+            str(home / "mine.toml"),
+            ["method.name=dino", *(f"method.options.{name}={value}" for name, value in options.items())],
+        )
+        assert isinstance(chosen, recipe.Pretrain)
+        return costs(chosen, Catalog()).forward
+
+    tokens, width, hidden = 5, 32, 128
+    block = 2 * tokens * width * (4 * width + 2 * hidden) + 4 * tokens**2 * width
+    head = 2 * (width * 8 + 8 * 8 + 8 * 4 + 4 * 16)
+    assert forward(3) - forward(1) == 2 * (2 * block + 2 * 4 * 48 * width + head)
 
 
 def test_a_loss_that_needs_numbers_cannot_be_planned(home: Path, tmp_path: Path) -> None:
