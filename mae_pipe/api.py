@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from mae_pipe.patches import unpatchify as unpatchify
     from mae_pipe.precision import keep_float32 as keep_float32
     from mae_pipe.rng import Rng as Rng
+    from mae_pipe.synced import SyncedBatchNorm as SyncedBatchNorm
+    from mae_pipe.synced import of_all_ranks as of_all_ranks
     from mae_pipe.tables import Mixing as Mixing
     from mae_pipe.tasks import MaskedAutoencoder as MaskedAutoencoder
     from mae_pipe.teachers import Teacher as Teacher
@@ -82,6 +84,7 @@ _HOME = {
     "Sample": "mae_pipe.data.sample",
     "ShardFormat": "mae_pipe.data.sample",
     "ShardReader": "mae_pipe.data.sample",
+    "SyncedBatchNorm": "mae_pipe.synced",
     "Target": "mae_pipe.contracts",
     "Teacher": "mae_pipe.teachers",
     "Tokenizer": "mae_pipe.tokenizer.folder",
@@ -90,6 +93,7 @@ _HOME = {
     "gather": "mae_pipe.masking",
     "keep_float32": "mae_pipe.precision",
     "load_tokenizer": "mae_pipe.tokenizer.folder",
+    "of_all_ranks": "mae_pipe.synced",
     "patchify": "mae_pipe.patches",
     "plugin": "mae_pipe.catalog",
     "read_file": "mae_pipe.data.sources",

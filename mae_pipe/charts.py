@@ -81,6 +81,7 @@ def chart(
     x_label: str,
     y_label: str = "",
     size: tuple[float, float] = (7.2, 2.7),
+    x_scale: Literal["linear", "log"] = "linear",
     y_scale: Literal["linear", "log"] = "linear",
     y_from_zero: bool = False,
     percent: bool = False,
@@ -90,7 +91,7 @@ def chart(
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, MaxNLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     with mpl.rc_context({**_STYLE, "svg.hashsalt": title}):  # same data, same bytes; no id of another chart
         figure = Figure(figsize=size, layout="constrained")
@@ -121,10 +122,18 @@ def chart(
         axes.set_ylabel(y_label)
         axes.set_yscale(y_scale)
         axes.margins(x=0.01)
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        if x_scale == "log":  # few points, each with its number
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(FixedLocator(sorted({float(x) for line in lines for x in line.x})))
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         if y_scale == "linear":
             axes.yaxis.set_major_locator(MaxNLocator(5))
+            if max(map(abs, axes.get_ylim())) >= 10_000:
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         if y_from_zero:
             axes.set_ylim(bottom=0)
         if percent:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from mae_pipe import appearance
 from mae_pipe.contracts import Target, View
-from mae_pipe.pixels import normalise
+from mae_pipe.pixels import normalise, normalise_
 from mae_pipe.rng import Rng
 from mae_pipe.seeding import key
-from mae_pipe.views import PLAIN, Crop
+from mae_pipe.views import PLAIN, Crop, check
 
 if TYPE_CHECKING:
     from mae_pipe.data.batch import Batch
@@ -51,6 +52,7 @@ class Method(nn.Module, ABC):
 
     def bind(self, *, view: View, seed: int) -> Self:
         """Said once, by who builds it: what its images look like, and the recipe's seed."""
+        check(self.views, view)
         self.view, self.seed = view, seed
         return self
 
@@ -107,9 +109,21 @@ class Method(nn.Module, ABC):
         return Rng(key(self.seed, purpose), batch.positions)
 
     def images_of(self, batch: Batch) -> list[Tensor]:
-        """The batch's views, each [B, C, h, w] normalised float32."""
-        found: list[Tensor] = []
-        for group in (batch.pixels, *batch.others):
-            several = group if group.dim() == 5 else group[:, None]  # [B, V, C, h, w]
-            found += [normalise(one, self.view.mean, self.view.std) for one in several.unbind(1)]
+        """The batch's ``views``, each [B, C, h, w] normalised float32, with colours changed as its ``Crop`` says.
+
+        What is changed depends on the positions alone: in evaluation too.
+        """
+        groups = (group if group.dim() == 5 else group[:, None] for group in (batch.pixels, *batch.others))
+        seen = [pixels for group in groups for pixels in group.unbind(1)]
+        mean, std = self.view.mean, self.view.std
+        if all(view.plain for view in self.views):
+            return [normalise(pixels, mean, std) for pixels in seen]
+        positions, found = batch.positions.cpu().numpy(), []  # a GPU's queue is waited for once, here
+        for number, (view, pixels) in enumerate(zip(self.views, seen, strict=True)):
+            if view.plain:
+                found.append(normalise(pixels, mean, std))
+                continue
+            how = appearance.drawn(view, number, self.seed, positions)
+            images = appearance.changed(pixels.float().div_(255), view, how)
+            found.append(normalise_(images, mean, std))
         return found

@@ -1,4 +1,4 @@
-"""Batches of no images: what a method is tried with where there are no shards."""
+"""Batches of no images: what a method is tried with where there are no shards, or no numbers at all."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mae_pipe.data.batch import Batch
+from mae_pipe.errors import RecipeError
 from mae_pipe.method import Method
-from mae_pipe.views import Crop
+from mae_pipe.views import groups
 
 
 def batch_for(task: Method, images: int, *, classes: int = 2, first: int = 0, seed: int = 0) -> Batch:
@@ -17,20 +18,33 @@ def batch_for(task: Method, images: int, *, classes: int = 2, first: int = 0, se
     Labels are spread over ``classes``.
     """
     generator = torch.Generator().manual_seed(seed)
-    sizes = [_size(crop, task) for crop in task.views]
     numbers = torch.arange(first, first + images)
-    groups: list[Tensor] = []
-    for size in dict.fromkeys(sizes):
-        count = sizes.count(size)
-        soft = _pictures(images * count, task.view.channels, size, generator)
-        groups.append(soft.view(images, count, *soft.shape[1:]))  # [B, V, C, h, w]
-    pixels, *others = groups
-    return Batch(pixels[:, 0] if len(sizes) == 1 else pixels, numbers % classes, numbers, numbers, tuple(others))
+    views: list[Tensor] = []
+    for sides, count in groups(task.views, (task.view.height, task.view.width)):
+        soft = _pictures(images * count, task.view.channels, sides, generator)
+        views.append(soft.view(images, count, *soft.shape[1:]))  # [B, V, C, h, w]
+    pixels, *others = views
+    return Batch(pixels if pixels.shape[1] > 1 else pixels[:, 0], numbers % classes, numbers, numbers, tuple(others))
 
 
-def _size(crop: Crop, task: Method) -> tuple[int, int]:
-    size = crop.size or (task.view.height, task.view.width)
-    return (size, size) if isinstance(size, int) else size
+def loss_on_shapes(task: Method, images: int) -> Tensor:
+    """The loss of a method on the meta device, with shapes and no numbers, as in a step.
+
+    Raises:
+        RecipeError: it needs numbers.
+    """
+    task.eval()  # images are not mixed and erased by numbers that are drawn
+    task.encoder.train()  # what drops keeps what it dropped
+    batch = batch_for(task, images).to("meta")
+    try:
+        with torch.device("meta"):
+            loss: Tensor = task(batch)
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        raise RecipeError(
+            f"the loss of {type(task).__name__} cannot be counted on shapes alone ({str(error).splitlines()[0]}); "
+            "measure it with mae-pipe tune"
+        ) from error
+    return loss
 
 
 def _pictures(count: int, channels: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:

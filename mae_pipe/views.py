@@ -5,6 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mae_pipe.errors import RecipeError
+
+if TYPE_CHECKING:
+    from mae_pipe.contracts import View
 
 Range = tuple[float, float]
 Sides = tuple[int, int]  # height and width, pixels
@@ -48,6 +54,22 @@ class Crop:
 
 
 PLAIN = (Crop(),)
+
+
+def check(views: Sequence[Crop], view: View) -> None:
+    """Raise RecipeError for views whose sizes patches do not tile, or whose colours an image has not."""
+    high, wide = view.patch
+    for height, width in (crop.sides((view.height, view.width)) for crop in views):
+        if height % high or width % wide:
+            raise RecipeError(
+                f"the method wants views of {height} x {width} pixels, which patches of {high} x {wide} do not tile; "
+                "set its sizes to multiples of encoder.patch"
+            )
+    if view.channels not in (1, 3) and not all(crop.plain for crop in views):
+        raise RecipeError(
+            "the method changes colours of its views, which is for colour or grey images, not for "
+            f"{view.channels} channels (data.mean); set its options so that it changes none, or choose another method"
+        )
 
 
 def groups(views: Sequence[Crop], otherwise: Sides) -> list[tuple[Sides, int]]:

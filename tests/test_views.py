@@ -96,6 +96,9 @@ def test_the_first_view_is_what_it_would_be_alone(shards: Path) -> None:
         for one, several in zip(alone, first(opened(shards, **changes), 3), strict=True):
             assert one.pixels.equal(several.pixels[:, 0])
             assert len({view.numpy().tobytes() for group in every_view(several) for view in group}) == 36
+    (large_and_small,) = first(opened(shards, views=VIEWS[1:3]), 1)
+    assert large_and_small.pixels.shape == (6, 3, 32, 32), "one view has no axis of views"
+    assert [group.shape for group in large_and_small.others] == [(6, 1, 3, 16, 16)]
     same = first(opened(shards, views=2), 2)
     assert_same(same, first(opened(shards, views=(Crop(), Crop(size=32, scale=(0.2, 1.0)))), 2))
 

@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 
 from mae_pipe.charts import Look
-from mae_pipe.outcome import Repeated, repeated
+from mae_pipe.outcome import Repeated, margin, repeated
 from mae_pipe.reporting import curves, films, tables
 from mae_pipe.reporting.differences import of_environments, of_recipes
 from mae_pipe.reporting.gathered import Run, seeds
 from mae_pipe.reporting.pages import filled
+from mae_pipe.reporting.scores import Scores, scores_of
 from mae_pipe.reporting.tables import Cell, Column, Table
-
-KEY = tuple[str, int | None, str]  # what a column of scores holds: the task in words, labels a class, folders
 
 
 def render(runs: Sequence[Run]) -> str:
     """The page as HTML."""
     runs = _in_order(runs)
-    look = curves.looks(runs)
+    look, scores = curves.looks(runs), scores_of(runs)
     rows = [(Cell(run.name, look=look[run.name]), group) for run in runs for group in repeated(run.results)]
     recipes = of_recipes(runs)
     return filled(
         "comparison.html.j2",
         title=f"{len(runs)} runs compared",
+        verdict=_first(runs, scores),
         runs=runs,
         look=look,
         others=sum(shown.colour is None for shown in look.values()),
         warnings=[(run.name, row) for run in runs for row in run.rows.get("warning", [])],
-        summary=_summary(runs, look),
-        means=_means(runs, look),
+        summary=_summary(runs, look, scores),
+        means=_means(runs, look, scores),
         plots=curves.plots(runs, look),
         results=tables.of_results(rows) if rows else None,
         scores=curves.scores(runs, look),
@@ -41,58 +42,54 @@ def render(runs: Sequence[Run]) -> str:
     )
 
 
-def scored(runs: Sequence[Run]) -> dict[str, dict[KEY, Repeated]]:
-    """Run -> its probes and finetunings by what they are; folders tell those apart of which one run has two."""
-    found = {run.name: repeated(run.results) for run in runs}
-    plain = {name: [(g.first.name, g.first.labels_per_class) for g in groups] for name, groups in found.items()}
-    twice = {what for whats in plain.values() for what in whats if whats.count(what) > 1}
-    return {
-        name: {
-            (*what, group.folders if what in twice else ""): group
-            for what, group in zip(plain[name], groups, strict=True)
-        }
-        for name, groups in found.items()
-    }
-
-
 def _in_order(runs: Sequence[Run]) -> list[Run]:
     """The best first, by the score that most runs have; without any, by the last loss of the same method."""
-    by_run = scored(runs)
-    column = _main(by_run)
-    if column is None:
+    scores = scores_of(runs)
+    if scores.main is None:
         return sorted(runs, key=lambda run: (run.method, run.last("loss") is None, run.last("loss") or 0.0))
-    return sorted(runs, key=lambda run: (column not in by_run[run.name], -_score(by_run[run.name].get(column))))
+    reached = {run.name: scores.of_main(run) for run in runs}
+    return sorted(runs, key=lambda run: -1.0 if (best := reached[run.name]) is None else -1.0 - best.score)
 
 
-def _main(by_run: Mapping[str, Mapping[KEY, Repeated]]) -> KEY | None:
-    """What most runs were measured by; of several the last, which is a finetuning of a pretrained encoder."""
-    columns = _columns(by_run)
-    return max(columns, key=lambda key: (sum(key in row for row in by_run.values()), columns.index(key)), default=None)
-
-
-def _columns(by_run: Mapping[str, Mapping[KEY, Repeated]]) -> list[KEY]:
-    """In the order of tasks."""
-    firsts: dict[KEY, Repeated] = {}
-    for row in by_run.values():
-        firsts |= {key: group for key, group in row.items() if key not in firsts}
-    return sorted(
-        firsts, key=lambda key: (firsts[key].first.task != "probe", firsts[key].first.pretrained, *map(str, key))
+def _first(runs: Sequence[Run], scores: Scores) -> str:
+    """Who leads by the mean over seeds, and whether clearly; or else who there is."""
+    ranked = []
+    for group in seeds(runs):
+        reached = [found for found in map(scores.of_main, group) if found is not None]
+        if reached:
+            ranked.append((statistics.fmean(found.score for found in reached), group, reached[0]))
+    ranked.sort(key=lambda one: -one[0])
+    if not ranked:
+        return ", ".join(run.name for run in runs)
+    score, group, one = ranked[0]
+    names = ", ".join(run.name for run in group)
+    mean = "" if len(group) == 1 else f", the mean of {len(group)}"
+    said = f"First by {one.first.name}: {names}, {100 * score:.1f} % {one.first.metric}{mean}."
+    if len(ranked) == 1 or not (one.first.is_share and one.first.images):
+        return said
+    second, others, other = ranked[1]
+    apart = math.hypot(margin(score, one.first.images), margin(second, other.first.images))
+    near = (
+        f" {', '.join(run.name for run in others)} ({100 * second:.1f} %) is nearer than the evaluated images can tell."
     )
+    return said + (near if score - second <= apart else "")
 
 
-def _summary(runs: Sequence[Run], look: Mapping[str, Look]) -> Table:
+def _summary(runs: Sequence[Run], look: Mapping[str, Look], scores: Scores) -> Table:
     """A row a run."""
-    by_run = scored(runs)
-    keys, main = _columns(by_run), _main(by_run)
+    kinds = list(scores.columns)
+    main = [kind for kind in kinds if kind == scores.main]  # stands first, so that a phone shows it too
+    kinds = [kind for kind in kinds if kind != scores.main]
     columns = [
         Column("name", "run", number=False),
+        *(scores.columns[kind] for kind in main),
         Column("method", "method", number=False),
         Column("encoder", "encoder", number=False),
         Column("epochs", "epochs"),
         Column("loss", "last loss"),
         Column("held-out", "held-out loss"),
         Column("speed", "images/s", beside="median"),
-        *(_score_column(number, key) for number, key in enumerate(keys)),
+        *(scores.columns[kind] for kind in kinds),
     ]
     rows = []
     for run in runs:
@@ -101,24 +98,22 @@ def _summary(runs: Sequence[Run], look: Mapping[str, Look]) -> Table:
         rows.append(
             [
                 Cell(run.name, look=look[run.name], strong=True),
+                *(_score_cell(scores.by_run[run.name].get(kind)) for kind in main),
                 Cell(run.method if done else f"{run.method}, {run.task}".lstrip(", ")),
                 Cell(text, size),
                 _number(run.last("epoch"), "{:,.4g}"),
                 _number(run.last("loss"), "{:.4f}"),
                 _number(run.last("held_out_loss", "monitor"), "{:.4f}"),
                 _number(run.median("images_per_second"), "{:,.0f}"),
-                *(_score_cell(by_run[run.name].get(key)) for key in keys),
+                *(_score_cell(scores.by_run[run.name].get(kind)) for kind in kinds),
             ]
         )
-    if main is None:
-        return tables.trimmed(Table("runs", tuple(columns), tuple(map(tuple, rows))))
-    return tables.ordered("runs", columns, rows, f"score-{keys.index(main) + 1}", descending=True)
+    order = "" if scores.main is None else scores.columns[scores.main].key
+    return tables.trimmed(Table("runs", tuple(columns), tuple(map(tuple, rows)), order, descending=True))
 
 
-def _means(runs: Sequence[Run], look: Mapping[str, Look]) -> Table | None:
+def _means(runs: Sequence[Run], look: Mapping[str, Look], scores: Scores) -> Table | None:
     """A row for runs that differ in their seed only: means and standard deviations; None: there are no such runs."""
-    by_run = scored(runs)
-    keys = _columns(by_run)
     rows = []
     for group in seeds(runs):
         if len(group) < 2:
@@ -130,8 +125,8 @@ def _means(runs: Sequence[Run], look: Mapping[str, Look]) -> Table | None:
             _mean([run.last("held_out_loss", "monitor") for run in group], "{:.4f}"),
             _mean([run.median("images_per_second") for run in group], "{:,.0f}"),
         ]
-        for key in keys:
-            each = [by_run[run.name].get(key) for run in group]
+        for kind in scores.columns:
+            each = [scores.by_run[run.name].get(kind) for run in group]
             cells.append(_mean([None if one is None else 100 * one.score for one in each], "{:.1f}", " %"))
         rows.append(cells)
     columns = (
@@ -140,25 +135,15 @@ def _means(runs: Sequence[Run], look: Mapping[str, Look]) -> Table | None:
         Column("loss", "last loss"),
         Column("held-out", "held-out loss"),
         Column("speed", "images/s"),
-        *(_score_column(number, key) for number, key in enumerate(keys)),
+        *scores.columns.values(),
     )
     return tables.trimmed(Table("means", columns, tuple(map(tuple, rows)))) if rows else None
-
-
-def _score_column(number: int, key: KEY) -> Column:
-    name, labels, folders = key
-    beside = ", ".join(filter(None, (f"{labels} labels a class" if labels else "", folders)))
-    return Column(f"score-{number + 1}", name[:1].upper() + name[1:], beside=beside)
 
 
 def _score_cell(group: Repeated | None) -> Cell:
     if group is None:
         return Cell()
     return Cell(f"{100 * group.score:.1f} %", group.score, beside=tables.spread(group) if group.deviation else "")
-
-
-def _score(group: Repeated | None) -> float:
-    return 0.0 if group is None else group.score
 
 
 def _number(value: float | None, form: str) -> Cell:

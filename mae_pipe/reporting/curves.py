@@ -9,8 +9,8 @@ from typing import Any
 
 from mae_pipe.charts import LOOKS, OTHERS, Line, Look, chart, smoothed
 from mae_pipe.outcome import Row, repeated
+from mae_pipe.reporting.differences import told
 from mae_pipe.reporting.gathered import Run, seeds
-from mae_pipe.toml import flat
 
 SIZE = (4.9, 2.5)  # inches: two stand side by side, and one can be read on a phone
 MONITORS = {  # what monitors are called; any other by its own name
@@ -21,6 +21,7 @@ MONITORS = {  # what monitors are called; any other by its own name
     "uniformity": "Uniformity (of features)",
     "knn": "k-NN accuracy without training",
 }
+TASKS = {"pretrain": "pretraining", "probe": "probes", "finetune": "finetunings"}
 SHARES = {"knn"}  # monitors that are said in per cent
 BESIDES = {
     "epoch",
@@ -58,8 +59,12 @@ def plots(runs: Sequence[Run], look: Mapping[str, Look]) -> list[Plot]:
             found += _plot(f"{heading}: {what}", alike, look, name, kind, note=_loss_note(alike))
     for name in monitored(runs):
         found += _plot(title_of(name), runs, look, name, "monitor", percent=name in SHARES)
-    found += _plot("Learning rate", runs, look, "lr", y_from_zero=True)
-    found += _plot("Images per second", runs, look, "images_per_second", y_from_zero=True, note=_speed_note(runs))
+    tasks = {task: [run for run in runs if run.task == task] for task in TASKS}
+    for name, heading in (("lr", "Learning rate"), ("images_per_second", "Images per second")):
+        for task, alike in tasks.items():
+            of = "" if len(alike) == len(runs) else f", {TASKS[task]}"
+            note = _speed_note(alike) if name == "images_per_second" else ""
+            found += _plot(heading + of, alike, look, name, y_from_zero=True, note=note)
     return found
 
 
@@ -94,7 +99,7 @@ def title_of(monitor: str) -> str:
 
 
 def comparable(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs whose losses are the same quantity, by what that is: the method with its target, or the head."""
+    """Runs whose losses are the same quantity, by what it is (method and target, or head); the most runs first."""
     found: dict[str, list[Run]] = {}
     names: dict[str, str] = {}
     for run in runs:
@@ -109,7 +114,7 @@ def comparable(runs: Sequence[Run]) -> dict[str, list[Run]]:
         if key not in names and name in names.values():
             name += f" ({run.name} and alike)"
         found.setdefault(names.setdefault(key, name), []).append(run)
-    return found
+    return dict(sorted(found.items(), key=lambda pair: -len(pair[1])))
 
 
 def _plot(
@@ -141,11 +146,12 @@ def _chart(lines: Sequence[Line], title: str, **options: Any) -> str:
 
 def _loss_note(runs: Sequence[Run]) -> str:
     """What else moves the losses of runs that are drawn together."""
-    flats: list[Row] = [flat(run.recipe) for run in runs]
+    flats: list[Row] = [told(run.recipe) for run in runs]
     keys = dict.fromkeys(
         key for values in flats for key in values if key.startswith(("mask.", "method.options", "data.crop"))
     )
-    differ = [key for key in keys if len({json.dumps(values.get(key)) for values in flats}) > 1]
+    moved = [key for key in keys if len({json.dumps(values.get(key)) for values in flats}) > 1]
+    differ = dict.fromkeys(".".join(key.split(".")[:2]) for key in moved)
     return f"They differ in {', '.join(differ)}, which by itself moves the loss." if differ else ""
 
 

@@ -44,15 +44,16 @@ def differences(title: str, columns: Mapping[str, Row]) -> Differences:
 
 def of_recipes(runs: Sequence[Run]) -> list[Differences]:
     """Of the recipes of pretraining, of probes and of finetunings, each where there are several."""
-    columns: dict[str, dict[str, Row]] = {"pretrain": {r.name: _told(r.recipe) for r in runs if r.task == "pretrain"}}
+    columns: dict[str, dict[str, Row]] = {"pretrain": {r.name: told(r.recipe) for r in runs if r.task == "pretrain"}}
     shared: dict[str, tuple[Row, list[str]]] = {}
     for run in runs:
-        for result in run.results:
-            name = run.name if run.folder == result.path else f"{run.name}/{result.folder}"
-            shared.setdefault(sameness(result.recipe, {}), (result.recipe, []))[1].append(name)
+        own = [(run.recipe, run.name)] if run.task != "pretrain" else []
+        below = [(result.recipe, f"{run.name}/{result.folder}") for result in run.results if run.folder != result.path]
+        for recipe, name in (*own, *below):
+            shared.setdefault(sameness(recipe, {}), (recipe, []))[1].append(name)
     for recipe, names in shared.values():
         more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        values = {key: value for key, value in _told(recipe).items() if key != "seed" or len(names) == 1}
+        values = {key: value for key, value in told(recipe).items() if key != "seed" or len(names) == 1}
         columns.setdefault(str(recipe.get("task")), {})[", ".join(names[:NAMED]) + more] = values
     titles = {"pretrain": "Pretraining", "probe": "Probes", "finetune": "Finetuning"}
     return [differences(title, columns[task]) for task, title in titles.items() if len(columns.get(task, ())) > 1]
@@ -77,13 +78,15 @@ def environment(about: Row) -> Row:
 
 def shown(value: Any) -> str:
     """A value of a recipe or of run.json as it stands on a page."""
-    text = (
-        (", ".join(map(shown, value)) if isinstance(value, list) else str(value))
-        if value not in (None, [], {})
-        else "none"
-    )
+    if value in (None, [], {}):
+        return "none"
+    if isinstance(value, list):
+        text = ", ".join(map(shown, value))
+    else:
+        text = f"{value:.10g}" if isinstance(value, float) else str(value)
     return text if len(text) <= LONG else f"{text[:LONG]}..."
 
 
-def _told(recipe: Row) -> Row:
-    return {key: value for key, value in flat(recipe).items() if key not in ("task", "about")}
+def told(recipe: Row) -> Row:
+    """A recipe, flat, without what only names it, and without tables that are empty."""
+    return {key: value for key, value in flat(recipe).items() if key not in ("task", "about") and value != {}}

@@ -46,12 +46,16 @@ class Run:
 
     @property
     def used(self) -> dict[str, str]:
-        """Kind -> name of the plugins of its pretraining; empty where nothing is known of it."""
+        """Kind -> name of the method of its pretraining, and of mask and target where it has them; empty: not known."""
         recipe, about = self.origin
         if not recipe:
             return {}
-        named = {one["kind"]: one["name"] for one in about.get("plugins", ()) if isinstance(one, dict)}
-        return {"method": recipe.get("method", {}).get("name", "mae"), **named}
+        kinds = {one.get("kind") for one in about.get("plugins", ()) if isinstance(one, dict)}
+        return {"method": recipe.get("method", {}).get("name", "mae")} | {
+            kind: recipe[kind]["name"]
+            for kind in ("mask", "target")
+            if kind in kinds and "name" in recipe.get(kind, {})
+        }
 
     @property
     def method(self) -> str:
@@ -78,10 +82,14 @@ class Run:
 
     def series(self, name: str, kind: str = "train") -> tuple[list[float], list[float]]:
         """(epochs, values) of a number, where it is finite."""
-        ends = [row for row in self.train if finite(row.get("epoch")) and row["step"]]
-        steps = ends[-1]["step"] / ends[-1]["epoch"] if ends and ends[-1]["epoch"] else 1  # in an epoch
         rows = [row for row in self.rows.get(kind, []) if finite(row.get(name))]
-        return [row.get("epoch", row["step"] / steps) for row in rows], [row[name] for row in rows]
+        return [row.get("epoch", row["step"] / self.steps_per_epoch) for row in rows], [row[name] for row in rows]
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """As the journal has it; 1 where it says no epochs."""
+        last = next((row for row in reversed(self.train) if finite(row.get("epoch")) and row["epoch"]), None)
+        return last["step"] / last["epoch"] if last else 1.0
 
 
 def gather(folders: Sequence[Path]) -> list[Run]:
@@ -129,8 +137,9 @@ def _read(folder: Path, name: str) -> Run:
 
 
 def _names(places: Sequence[Path]) -> list[str]:
-    """The end of each path, as long as it takes to tell them apart."""
-    names = [place.name for place in places]
+    """The end of each path, as long as it takes to tell them apart; and what it lies in, if that is a run."""
+    within = [(place.parent / "run.json").is_file() for place in places]
+    names = [str(Path(*place.parts[-2:])) if inner else place.name for place, inner in zip(places, within, strict=True)]
     length = 1
     while len({*names}) < len(names):
         length += 1

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mae_pipe.charts import Line, chart, smoothed
+from mae_pipe.charts import OTHERS, Line, chart, smoothed
 from mae_pipe.errors import MaePipeError
 from mae_pipe.outcome import Result, Row, finite, repeated, verdict
 from mae_pipe.reporting import tables
@@ -67,7 +67,7 @@ def _charts(run: Run) -> list[tuple[str, Any, bool]]:
         ):
             if points[0]:
                 lines.append(Line(label, *points, dots=True))
-        add("Loss", lines, large=True)
+        add("Loss", [*_expected(run), *lines], large=True)
     for name in monitored([run]):
         points = series(name, "monitor")
         if len(points[0]) > 1:
@@ -84,8 +84,16 @@ def _charts(run: Run) -> list[tuple[str, Any, bool]]:
     return drawn
 
 
-def _scores(found: Sequence[Result]) -> Any:
-    """The chart of downstream scores by step, where some were measured more than once."""
+def _expected(run: Run) -> list[Line]:
+    """The band of losses that the recipe expects, where it says one: its lower and its upper end."""
+    band = run.recipe.get("monitor", {}).get("band") or []
+    steps = [point[0] * run.steps_per_epoch for point in band]
+    ends = (("expected, least and greatest", 1), ("", 2))
+    return [Line(label, steps, [point[end] for point in band], look=OTHERS) for label, end in ends] if band else []
+
+
+def _scores(found: Sequence[Result]) -> tuple[str, Any] | None:
+    """Heading and chart of downstream scores by step, where some were measured more than once."""
     names = [result.name for result in found]
     lines = [
         Line(
@@ -97,7 +105,8 @@ def _scores(found: Sequence[Result]) -> Any:
         for result in found
         if len(result.curve) > 1
     ]
-    return _svg(lines, "Score by step", LARGE, percent=True) if lines else None
+    heading = f"Score by step: {lines[0].label}" if len(lines) == 1 else "Score by step, downstream"
+    return (heading, _svg(lines, heading, LARGE, percent=True)) if lines else None
 
 
 def _svg(lines: Sequence[Line], title: str, size: tuple[float, float], **options: Any) -> Any:

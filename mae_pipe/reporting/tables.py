@@ -42,16 +42,6 @@ class Table:
     descending: bool = False
 
 
-def ordered(
-    key: str, columns: Sequence[Column], rows: Sequence[Sequence[Cell]], order: str, *, descending: bool = False
-) -> Table:
-    """A table sorted by the numbers of a column, rows without one last; columns with no text at all are left out."""
-    at = [column.key for column in columns].index(order)
-    sign = -1 if descending else 1
-    rows = sorted(rows, key=lambda row: (row[at].value is None, sign * (row[at].value or 0)))
-    return trimmed(Table(key, tuple(columns), tuple(map(tuple, rows)), order, descending))
-
-
 def trimmed(table: Table) -> Table:
     """Without columns in which no row has anything."""
     full = [
@@ -72,10 +62,9 @@ def of_results(rows: Sequence[tuple[Cell, Repeated]]) -> Table:
     """Probes and finetunings, a row for those that differ in their seed only; the first cell says whose they are."""
     best = max((group.score for _, group in rows), default=1.0) or 1.0
     metrics = {group.first.metric: None for _, group in rows}
-    several = any(len(group.results) > 1 for _, group in rows)
     columns = (
         Column("run", "run", number=False),
-        Column("what", "", number=False),
+        Column("what", "what", number=False),
         Column("folder", "folder", number=False),
         Column("score", " or ".join(metrics)),
         Column("bar", "", number=False),
@@ -85,6 +74,7 @@ def of_results(rows: Sequence[tuple[Cell, Repeated]]) -> Table:
         Column("labels", "labels a class"),
         Column("images", "evaluated images"),
     )
+    few = any(group.first.labels_per_class for _, group in rows)
     cells = []
     for whose, group in rows:
         one = group.first
@@ -97,14 +87,19 @@ def of_results(rows: Sequence[tuple[Cell, Repeated]]) -> Table:
                 Cell(group.folders),
                 Cell(f"{100 * group.score:.1f} %", group.score, beside=spread(group), strong=True),
                 Cell(value=group.score, bar=group.score / best if best > 1 else group.score, strong=one.pretrained),
-                Cell(", ".join(f"{100 * each.score:.1f}" for each in group.results) if several else ""),
+                Cell(", ".join(f"{100 * each.score:.1f}" for each in group.results) if len(group.results) > 1 else ""),
                 Cell(f"{100 * sum(top5) / len(top5):.1f} %", sum(top5) / len(top5)) if top5 else Cell(),
                 Cell(f"{epochs:g}", epochs) if epochs else Cell(),
-                Cell(f"{one.labels_per_class:,}", one.labels_per_class) if one.labels_per_class else Cell("all"),
+                _labels(one.labels_per_class, few=few),
                 Cell(f"{one.images:,}" if one.images else "", one.images or None, beside=one.split),
             )
         )
     return trimmed(Table("results", columns, tuple(cells)))
+
+
+def _labels(labels: int | None, *, few: bool) -> Cell:
+    """``few``: some rows have few, so that it is worth saying that this one has all."""
+    return Cell(f"{labels:,}", labels) if labels else Cell("all" if few else "")
 
 
 def spread(group: Repeated) -> str:

@@ -21,7 +21,7 @@
     heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
   };
   const follow = () => {
-    const said = /^#sort=(-?)(.+)$/.exec(decodeURIComponent(location.hash));
+    const said = /^#sort=(-?)(.+)$/.exec(location.hash);
     const heading = said && document.querySelector(`th[data-key="${CSS.escape(said[2])}"]`);
     if (heading) sort(heading, said[1] === "-");
   };
@@ -33,7 +33,7 @@
       const now = heading.getAttribute("aria-sort");
       // Numbers begin with the largest, words with A.
       const descending = now ? now === "ascending" : heading.classList.contains("number");
-      location.replace(`#sort=${descending ? "-" : ""}${encodeURIComponent(heading.dataset.key)}`);
+      location.replace(`#sort=${descending ? "-" : ""}${heading.dataset.key}`);
     });
   }
   addEventListener("hashchange", follow);

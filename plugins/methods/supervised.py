@@ -86,11 +86,12 @@ class Supervised(Method):
             labels = self._mixer.shares(labels)
         output = self.classify(pooled(self.encoder(images), self.pool, self.encoder.num_prefix_tokens))  # [B, classes]
         loss = cross_entropy(output, labels).mean()
-        self._last = {"loss": loss.detach(), "top1": accuracies(output.detach(), labels)["top1"].mean()}
+        if self.training:
+            self._last = {"loss": loss.detach(), "top1": accuracies(output.detach(), labels)["top1"].mean()}
         return loss
 
     def signs(self) -> dict[str, float]:
-        """Loss and top-1 of the last micro-batch; of mixed labels the largest share counts."""
+        """Loss and top-1 of the last micro-batch of training; of mixed labels the largest share counts."""
         return {name: float(value) for name, value in self._last.items()}
 
     def features(self, images: Tensor) -> Tensor:
