@@ -46,7 +46,8 @@ class Watch:
 
     def __call__(self, step: int, engine: Engine) -> None:
         """Read, if ``step`` is one of them; leaves the engine in training mode."""
-        if not self.every or (step % self.every and step != self.plan.steps):
+        left = self.plan.steps - step
+        if not self.every or (left and (step % self.every or 2 * left < self.every)):  # the last one is near enough
             return
         found = dict(self.signs())
         if self.held_out is not None:
