@@ -106,8 +106,20 @@ def test_two_results_of_one_name_are_told_apart_by_folder(tmp_path: Path) -> Non
     found = {(column.heading, column.beside): key for key, column in scores.columns.items()}
     assert {heading for heading, _ in found} == {"Finetuned, pretrained"}
     assert {beside for _, beside in found} == {"10 labels a class, tune-s*", "10 labels a class, tune-long"}
-    assert scores.columns[scores.main or ("", None, "")].beside.endswith("tune-s*")  # of both runs
-    assert [row[scores.main].score for row in scores.by_run.values() if scores.main] == pytest.approx([0.55, 0.55])
+    assert scores.main
+    assert scores.columns[scores.main].beside.endswith("tune-s*")  # of both runs
+    assert [row[scores.main].score for row in scores.by_run.values()] == pytest.approx([0.55, 0.55])
+
+
+def test_scores_on_other_data_are_not_compared(tmp_path: Path) -> None:
+    for name, data, images in (("a", "1f", 1000), ("b", "2e", 1000), ("c", "1f", 500), ("d", "1f", 1000)):
+        pretrained(tmp_path / name, 20, method="dino")
+        downstream(tmp_path / name / "probe", "probe", top1=0.5, images=images, samples_fingerprint=data)
+    runs = gather([tmp_path / name for name in "abcd"])
+    scores = scores_of(runs)
+    assert len(scores.columns) == 3
+    assert [run.name for run in runs if scores.of_main(run)] == ["a", "d"]
+    assert all("images of val" in column.beside for column in scores.columns.values())
 
 
 def test_losses_share_a_chart_only_where_they_are_one_quantity(runs: list[Path]) -> None:

@@ -152,7 +152,8 @@ def _loss_note(runs: Sequence[Run]) -> str:
     )
     moved = [key for key in keys if len({json.dumps(values.get(key)) for values in flats}) > 1]
     differ = dict.fromkeys(".".join(key.split(".")[:2]) for key in moved)
-    return f"They differ in {', '.join(differ)}, which by itself moves the loss." if differ else ""
+    said = [*differ, *(["their images"] if len({run.about.get("samples_fingerprint") for run in runs}) > 1 else [])]
+    return f"They differ in {', '.join(said)}, which by itself moves the loss." if said else ""
 
 
 def _speed_note(runs: Sequence[Run]) -> str:

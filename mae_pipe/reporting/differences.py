@@ -82,6 +82,8 @@ def shown(value: Any) -> str:
         return "none"
     if isinstance(value, list):
         text = ", ".join(map(shown, value))
+    elif value == "":
+        return '""'
     else:
         text = f"{value:.10g}" if isinstance(value, float) else str(value)
     return text if len(text) <= LONG else f"{text[:LONG]}..."

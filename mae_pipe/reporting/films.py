@@ -61,7 +61,7 @@ def side_by_side(runs: Sequence[Run]) -> list[Film]:
                 rules.append(len(rows))
                 rows.append(("masked", _strip(cut["masked"])))
                 hidden = masked
-            rows.append((f"{run.name}, step {step:,}", _strip(cut["prediction"])))
+            rows.append((f"{run.name}, step {step:,}", _strip(cut["pasted"])))
         films.append(Film(tuple(rows), len(drawn[0][2]["input"]), "", tuple(rules)))
     return films
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mae_pipe.outcome import Repeated, Result, repeated, sameness
 from mae_pipe.reporting.gathered import Run
 from mae_pipe.reporting.tables import Column
 
-Kind = tuple[
-    str, int | None, str
-]  # in words, labels a class, and the recipe where a run has two that are called the same
+
+class Kind(NamedTuple):
+    """What scores have in common that are compared."""
+
+    name: str  # for a person: the task, the head, whether pretrained
+    labels: int | None  # a class, to train on; None: all
+    data: str  # the fingerprint of the samples
+    measured: str  # for a person: on how many images of which split
+    recipe: str = ""  # where a run has two of which all of the above is the same
 
 
 @dataclass(frozen=True)
@@ -32,40 +39,43 @@ class Scores:
 
 
 def scores_of(runs: Sequence[Run]) -> Scores:
-    """Put what was done alike under one heading; where a run has two of a name, only what has the same recipe."""
+    """Put what was done alike on the same data under one heading; where a run has two such, what has one recipe."""
     found = {run.name: repeated(run.results) for run in runs}
     twice = set()
     for groups in found.values():
-        names = [_named(group.first) for group in groups]
-        twice |= {name for name in names if names.count(name) > 1}
+        kinds = [_kind(group.first) for group in groups]
+        twice |= {kind for kind in kinds if kinds.count(kind) > 1}
 
-    def kind(group: Repeated) -> Kind:
-        one = group.first
-        return *_named(one), sameness(one.recipe, one.about) if _named(one) in twice else ""
+    def kind_of(group: Repeated) -> Kind:
+        one, kind = group.first, _kind(group.first)
+        return kind._replace(recipe=sameness(one.recipe, one.about)) if kind in twice else kind
 
-    by_run = {name: {kind(group): group for group in groups} for name, groups in found.items()}
+    by_run = {name: {kind_of(group): group for group in groups} for name, groups in found.items()}
     firsts: dict[Kind, Repeated] = {}
     folders: dict[Kind, dict[str, None]] = {}
     for row in by_run.values():
-        for key, group in row.items():
-            firsts.setdefault(key, group)
-            folders.setdefault(key, {})[group.folders] = None
+        for kind, group in row.items():
+            firsts.setdefault(kind, group)
+            folders.setdefault(kind, {})[group.folders] = None
     kinds = sorted(
-        firsts, key=lambda key: (firsts[key].first.task != "probe", firsts[key].first.pretrained, *map(str, key))
+        firsts, key=lambda kind: (firsts[kind].first.task != "probe", firsts[kind].first.pretrained, str(kind))
     )
+    several = len({(kind.data, kind.measured) for kind in kinds}) > 1
     return Scores(
         by_run,
-        {key: _column(number, key, list(folders[key])) for number, key in enumerate(kinds)},
-        max(kinds, key=lambda key: (sum(key in row for row in by_run.values()), kinds.index(key)), default=None),
+        {kind: _column(at, kind, list(folders[kind]), several=several) for at, kind in enumerate(kinds, start=1)},
+        max(kinds, key=lambda kind: (sum(kind in row for row in by_run.values()), kinds.index(kind)), default=None),
     )
 
 
-def _named(result: Result) -> tuple[str, int | None]:
-    return result.name, result.labels_per_class
+def _kind(result: Result) -> Kind:
+    measured = f"on {result.images:,} images of {result.split}"
+    return Kind(result.name, result.labels_per_class, str(result.about.get("samples_fingerprint")), measured)
 
 
-def _column(number: int, kind: Kind, folders: Sequence[str]) -> Column:
-    name, labels, recipe = kind
-    told = [f"{labels} labels a class"] if labels else []
-    told += [*folders[:2], *(["..."] if len(folders) > 2 else [])] if recipe else []
-    return Column(f"score-{number + 1}", name[:1].upper() + name[1:], beside=", ".join(told))
+def _column(number: int, kind: Kind, folders: Sequence[str], *, several: bool) -> Column:
+    """``several``: not all were measured on the same images, so that it is said on which."""
+    told = [f"{kind.labels} labels a class"] if kind.labels else []
+    told += [kind.measured] if several else []
+    told += [*folders[:2], *(["..."] if len(folders) > 2 else [])] if kind.recipe else []
+    return Column(f"score-{number}", kind.name[:1].upper() + kind.name[1:], beside=", ".join(told))
