@@ -246,7 +246,7 @@ def build_encoder(
 ) -> Encoder:
     """A freshly initialised encoder for images of ``size`` pixels: a side, or height and width.
 
-    Pretraining keeps positions fixed, finetuning learns them. ``drop_path`` and ``dropout`` None: the shape's own.
+    ``positions``, ``drop_path`` and ``dropout`` None: the shape's own; finetuning always learns positions.
     """
     rate = shape.drop_path if drop_path is None else drop_path
     dropout = shape.dropout if dropout is None else dropout
