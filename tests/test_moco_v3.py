@@ -199,7 +199,7 @@ def test_ranks_change_nothing(runs: Path, name: str) -> None:
     for key, wanted in whole.items():
         torch.testing.assert_close(mine[key], wanted, rtol=1e-5, atol=1e-5, msg=key)
     moved = whole["encoder.blocks.0.mlp.fc1.weight"] - task_of().state_dict()["encoder.blocks.0.mlp.fc1.weight"]
-    assert float(moved.abs().max()) > 1e-3, "else equal weights would say nothing"
+    assert float(moved.abs().max()) > 3e-4, "else equal weights would say nothing"
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_last_bit(runs: Path) -> None:
@@ -221,13 +221,14 @@ def test_in_bfloat16_the_copy_is_float32_and_moves(runs: Path) -> None:
 
 def test_it_learns_and_does_not_collapse(shards: Path, tmp_path: Path) -> None:
     batches: list[Batch] = []
-    recipe = chosen("data.global_batch=24", "data.micro_batch=24", "schedule.epochs=40", "optimizer.base_lr=0.02")
+    recipe = chosen("data.global_batch=24", "data.micro_batch=24", "schedule.epochs=40")
+    recipe = changed(recipe, ["method.options.colours=false"])  # these images differ by colours, and little else
     pretrain(recipe, shards, tmp_path / "run", catalog=Catalog(), seen=lambda step, batch, loss: batches.append(batch))
     found = list(losses(tmp_path / "run").values())
     blind = 4 * 0.2 * math.log(24)  # of outputs that are all the same
     assert np.mean(found[-5:]) < 0.8 * np.mean(found[:5])
     assert np.mean(found[-5:]) < 0.7 * blind
-    task = task_of()
+    task: Any = build(recipe, Catalog())
     task.encoder.load_state_dict(load_file(tmp_path / "run" / "encoder.safetensors"))
     with torch.no_grad():
         one, other = (F.normalize(task.features(view), dim=1) for view in task.images_of(batches[-1]))

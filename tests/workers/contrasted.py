@@ -22,7 +22,7 @@ from mae_pipe.pretraining import pretrain
 from tests.workers import forked
 
 # Plain steps for what is compared between ranks: AdamW makes whole steps of gradients that are only rounding.
-SGD: dict[str, Any] = {"name": "sgd", "base_lr": 1.0}
+SGD: dict[str, Any] = {"name": "sgd", "base_lr": 0.2}
 ADAMW: dict[str, Any] = {"name": "adamw", "base_lr": 0.02, "decay_all": True}
 LEGS: tuple[tuple[str, int, dict[str, Any], dict[str, Any], int | None], ...] = (
     ("one", 1, {"precision": "fp32"}, SGD, None),
