@@ -152,14 +152,13 @@ def _notices(task: Method, recipe: Pretrain, plan: Plan, held_out: object | None
 
 def construct(recipe: Pretrain, catalog: Catalog, *, classes: int) -> Method:
     """The recipe's task; with ``engine.sharded_construction`` without its parameters, which the engine makes."""
-    make = partial(build, recipe, catalog, classes=classes)
-    task = deferred(make) if recipe.engine.sharded_construction else make()
-    if task.follows and recipe.engine.zero == 3:
+    if catalog.find("method", recipe.method.name).follows and recipe.engine.zero == 3:
         raise RecipeError(
             f"the method {recipe.method.name!r} has a part that follows the encoder, of which every process needs the "
             "whole; set engine.zero to 2 or less"
         )
-    return task
+    make = partial(build, recipe, catalog, classes=classes)
+    return deferred(make) if recipe.engine.sharded_construction else make()
 
 
 def stream_of(

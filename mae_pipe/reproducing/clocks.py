@@ -21,7 +21,7 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.disk import write_whole, writing
 from mae_pipe.recipe import Pretrain
 from mae_pipe.reproducing.folder import Reproduction
-from mae_pipe.reproducing.published import Clock, Row
+from mae_pipe.reproducing.published import Clock, Published, Row
 from mae_pipe.reproducing.ranks import spearman
 from mae_pipe.reproducing.stems import Study
 
@@ -80,9 +80,14 @@ class Timed:
         return {"rows": [asdict(row) for row in self.rows], "rank_correlation": self.correlation}
 
 
+def file_of(table: Published) -> str:
+    """The name of the file that keeps what was measured."""
+    return f"{table.name}-clock.json"
+
+
 def read(study: Study, here: Reproduction) -> Timed | None:
     """What was measured; None: nothing yet."""
-    path = here.out / f"{study.table.name}-clock.json"
+    path = here.out / file_of(study.table)
     if not study.table.clocked or not path.is_file():
         return None
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
@@ -96,9 +101,7 @@ def measure(study: Study, here: Reproduction, catalog: Catalog, console: Console
     console.print(f"{study.table.where}: timing steps", highlight=False)
     timed = time_rows([row for row in study.rows if row.clock], catalog)
     with writing(here.out):
-        write_whole(
-            here.out / f"{study.table.name}-clock.json", (json.dumps(timed.to_json(), indent=1) + "\n").encode()
-        )
+        write_whole(here.out / file_of(study.table), (json.dumps(timed.to_json(), indent=1) + "\n").encode())
 
 
 def time_rows(rows: Sequence[Row], catalog: Catalog, narrower: int = NARROWER) -> Timed:

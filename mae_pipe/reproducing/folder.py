@@ -53,7 +53,7 @@ def begin(
         RunError: it is of others.
     """
     note = out / NOTE
-    if not note.is_file() and out.is_dir() and {path.name for path in out.iterdir()} - {"digits", "shards", ".tmp"}:
+    if not note.is_file() and out.is_dir() and [path for path in out.iterdir() if not _begun(path)]:
         raise RunError(f"{out} is not empty and holds no reproduction; choose another --out")
     place = shards_of(shards, catalog, console) if shards is not None else _bundled(out, scale, catalog)
     data, images = fingerprint(place)
@@ -114,6 +114,12 @@ def fingerprint(shards: Path) -> tuple[str, int]:
             )
     content = (shards / MANIFEST).read_bytes()
     return hashlib.sha256(content).hexdigest()[:16], manifest.split("train").images
+
+
+def _begun(path: Path) -> bool:
+    """Whether it is of a reproduction that was stopped before its note was written; clocks may be brought along."""
+    left = ("digits", "shards", ".digits.tmp", f".{NOTE}.tmp")
+    return path.name in left or path.name.endswith("-clock.json")
 
 
 def _bundled(out: Path, scale: Scale, catalog: Catalog) -> Path:

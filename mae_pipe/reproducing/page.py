@@ -64,7 +64,7 @@ def _said(found: Findings, here: Reproduction) -> dict[str, Any]:
         "left_out": [row.label for row in study.table.rows if row not in study.rows],
         "said": said_of,
         "correlations": [
-            (NAMES[measure], "none: all are equal, or one is alone" if value is None else f"{value:+.2f}", count)
+            (NAMES[measure], "none, as all are equal," if value is None else f"{value:+.2f}", count)
             for measure, (value, count) in found.correlation.items()
         ],
         "missing": found.missing,
