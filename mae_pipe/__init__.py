@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mae_pipe.verbs.looking import recipes as recipes
     from mae_pipe.verbs.looking import reconstruct as reconstruct
     from mae_pipe.verbs.looking import report as report
+    from mae_pipe.verbs.reproducing import reproduce as reproduce
     from mae_pipe.verbs.training import evaluate as evaluate
     from mae_pipe.verbs.training import finetune as finetune
     from mae_pipe.verbs.training import pretrain as pretrain
@@ -44,6 +45,7 @@ _HOME = {
     "recipes": "mae_pipe.verbs.looking",
     "reconstruct": "mae_pipe.verbs.looking",
     "report": "mae_pipe.verbs.looking",
+    "reproduce": "mae_pipe.verbs.reproducing",
     "shard": "mae_pipe.verbs.data",
     "sweep": "mae_pipe.verbs.features",
     "verify": "mae_pipe.verbs.data",

@@ -20,7 +20,7 @@ from mae_pipe.contracts import Grid
 from mae_pipe.errors import RecipeError
 from mae_pipe.masking import Mask, gather
 from mae_pipe.patches import cells
-from mae_pipe.positions import resized, sincos_positions
+from mae_pipe.positions import resizing, sincos_positions
 from mae_pipe.recipe import DecoderShape, EncoderShape
 from mae_pipe.relative import RelativePositionBias
 
@@ -165,8 +165,9 @@ class Encoder(VisionTransformer):
             hidden = self.mask_token.to(patches.dtype).expand(len(images), mask.hidden.shape[1], -1)
             patches, known = torch.cat([patches, hidden], dim=1), mask.order  # [B, N, D]
         if self.pos_embed is not None:
-            table = self.pos_embed if grid == self.grid else resized(self.pos_embed, self.grid, grid)
-            positions = table[:, self.num_prefix_tokens :]  # [1, N, D]
+            positions = self.pos_embed[:, self.num_prefix_tokens :]  # [1, N, D]
+            if grid != self.grid:
+                positions = resizing(self.grid, grid, positions) @ positions
             patches = patches + (positions if known is None else positions[0][known])
         elif mask is not None:
             patches = gather(patches, mask.restore)
@@ -271,15 +272,15 @@ def build_encoder(
     channels: int = 3,
     positions: Literal["fixed", "learned"] | None = None,
     drop_path: float | None = None,
-    dropout: float = 0.0,
+    dropout: float | None = None,
 ) -> Encoder:
     """A freshly initialised encoder for images of ``size`` pixels: a side, or height and width.
 
-    Pretraining keeps sin-cos positions fixed, finetuning learns any; None: as pretraining. ``drop_path`` None: the
-    shape's own.
+    ``positions``, ``drop_path`` and ``dropout`` None: the shape's own; finetuning always learns positions.
     """
     learned = (positions or shape.positions) == "learned"
     rate = shape.drop_path if drop_path is None else drop_path
+    dropout = shape.dropout if dropout is None else dropout
     sides = (size, size) if isinstance(size, int) else size
     return Encoder(shape, sides, channels=channels, learned=learned, drop_path=rate, dropout=dropout)
 

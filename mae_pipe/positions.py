@@ -45,13 +45,21 @@ def resized(table: Tensor, old: Grid, new: Grid) -> Tensor:
     return torch.cat([table[:, :first], maps.flatten(2).transpose(1, 2)], dim=1)
 
 
+def resizing(old: Grid, new: Grid, like: Tensor) -> Tensor:
+    """[N', N]: what turns patches' rows of ``old`` into those of ``new``, of the device and precision of ``like``.
+
+    For training: as a product, its gradient is the same every time on a GPU, as that of an interpolation is not.
+    """
+    return resized(torch.eye(old.size, device=like.device)[None], old, new)[0].to(like.dtype)
+
+
 def resized_bias(table: Tensor, old: Grid, new: Grid) -> Tensor:
     """[distances + 3, A] of relative positions on the grid ``old`` -> on ``new``, where a patch is another share.
 
     Bicubic over distances, with 0 staying at 0; the rows of class tokens, the last three, stay.
     """
     were, are = (Grid(2 * grid.rows - 1, 2 * grid.cols - 1) for grid in (old, new))
-    return resized(table.roll(OF_CLASS, 0)[None], were, are)[0].roll(-OF_CLASS, 0)
+    return torch.cat([resizing(were, are, table) @ table[:-OF_CLASS], table[-OF_CLASS:]])
 
 
 def refitted(weights: Mapping[str, Tensor], old: Grid, new: Grid, *, first: int, under: str = "") -> dict[str, Tensor]:

@@ -74,8 +74,8 @@ def test_images_of_another_size_get_the_table_of_their_grid(learned: bool) -> No
     given = encoder.state_dict()
     small.load_state_dict(given | {"pos_embed": resized(given["pos_embed"], Grid(6, 4), Grid(3, 5))})
     images = torch.randn(2, 3, 12, 40)
-    assert torch.equal(encoder(images), small(images))
-    assert torch.equal(encoder.after_blocks(images, (0, 1)), small.after_blocks(images, (0, 1)))
+    assert torch.allclose(encoder(images), small(images), atol=1e-5)
+    assert torch.allclose(encoder.after_blocks(images, (0, 1)), small.after_blocks(images, (0, 1)), atol=1e-5)
     encoder(images).square().sum().backward()
     assert (encoder.pos_embed.grad is not None) == learned
     with pytest.raises(ValueError, match="do not split into patches of 4 x 8"):

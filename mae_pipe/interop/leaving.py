@@ -37,11 +37,14 @@ def model_of_run(run: Path) -> Model:
 
 def _pretrained(run: Path, recipe: Pretrain) -> Model:
     whole = run / "model.safetensors"
-    if not whole.is_file() or recipe.method.name != "mae":  # imported without a decoder, or trained without one
+    if not whole.is_file():  # imported without a decoder
         encoder, _ = _read(run / "encoder.safetensors")
-        encoder = {n: w for n, w in encoder.items() if n != "mask_token"}
+        return Model(encoder, recipe.encoder, recipe.data, without="the run has no decoder")
+    if recipe.method != Pretrain().method:
+        encoder, _ = _read(run / "encoder.safetensors")
         shape = recipe.encoder.model_copy(update={"mask_tokens": False})
-        return Model(encoder, shape, recipe.data, without="the run has no decoder")
+        without = f"it was pretrained by {recipe.method.name!r}, so it has no decoder that other code knows"
+        return Model(encoder, shape, recipe.data, without=without)
     weights, _ = _read(whole)
     without = ""
     if recipe.encoder.mask_tokens:

@@ -15,7 +15,7 @@ ATTEMPTS = 40  # in all; of 4000 masks of 75 out of 14 x 14 patches none needed 
 
 @plugin("beit")
 class BeitMask(MaskSampler):
-    """Hide rectangles one after the other, each with new patches and never more than are wanted (BEiT, Bao et al. 2022).
+    """Hide rectangles one after the other, never more patches than are wanted (BEiT, Bao et al. 2022).
 
     Algorithm 1 with the official code's choices: an area between ``least`` patches and what is still wanted, a
     random shape and place, and a new try where it does not fit or would hide too much. The original gives up after ten

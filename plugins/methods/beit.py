@@ -8,34 +8,34 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mae_pipe.api import Batch, Mask, MaskSampler, Method, RecipeError, Target, normalise, plugin
+from mae_pipe.api import Batch, Mask, MaskSampler, Method, Target, plugin
 
-STD = 0.02  # of first weights, cut at two deviations' multiple as timm's and torch's truncated normal
+STD = 0.02  # of the first weights
 
 
 @plugin("beit")
 class Beit(Method):
     """Replace hidden patches with mask tokens, and predict them with one linear layer (BEiT, Bao et al. 2022).
 
-    The encoder sees all places of the image (``encoder.mask_tokens``). What is hidden and predicted the tables ``[mask]``
-    and ``[target]`` say: BEiT's own are the mask ``beit`` and the tokens of ``dvae``; the loss is the target's, over
-    hidden patches only. First weights are BEiT's: truncated normals, and the last layer of both halves of
-    block l divided by sqrt(2 l).
+    The encoder sees all places of the image (``encoder.mask_tokens``). What is hidden and predicted, the tables
+    ``[mask]`` and ``[target]`` say: BEiT's own are the mask ``beit`` and the tokens of ``dvae``. The loss is the
+    target's, over hidden patches only. First weights are BEiT's: truncated normals, and the last layer of both
+    halves of block l divided by sqrt(2 l).
     """
 
     def __init__(self, *, encoder: Any, sampler: MaskSampler, ratio: float, target: Target) -> None:
         super().__init__()
         if encoder.mask_token is None:
-            raise RecipeError("BEiT's encoder sees a token at hidden patches; set encoder.mask_tokens=true")
-        if encoder.grid.size - int(encoder.grid.size * (1 - ratio)) == 0:
-            raise RecipeError(f"mask.ratio {ratio} hides none of {encoder.grid.size} patches; raise it")
+            raise ValueError("BEiT's encoder sees a token at hidden patches; set encoder.mask_tokens=true")
+        if int(encoder.grid.size * (1 - ratio)) == encoder.grid.size:
+            raise ValueError(f"mask.ratio {ratio} hides none of {encoder.grid.size} patches; raise it")
         self.encoder, self.sampler, self.ratio, self.target = encoder, sampler, ratio, target
         self.head = nn.Linear(encoder.num_features, target.width)
         _initialise(self)
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean of the target's loss over the hidden patches of all images, a float32 scalar."""
-        images = normalise(batch.pixels, self.view.mean, self.view.std)
+        (images,) = self.images_of(batch)
         mask = Mask.from_scores(self.sampler.scores(images, self.view.grid, self.rng(batch, "mask")), self.ratio)
         encoder: Any = self.encoder
         tokens = encoder(images, mask)[:, encoder.num_prefix_tokens + mask.visible_count :]  # [B, M, D]
