@@ -30,7 +30,7 @@ class RelativePositionBias(nn.Module):
 
     def forward(self, grid: Grid) -> Tensor:
         """-> [A, T + N, T + N]: of queries (rows) and keys, patches in the order of ``grid``."""
-        table = self.relative_position_bias_table
+        table: Tensor = self.relative_position_bias_table
         if grid != self.grid:
             table = resized_bias(table, self.grid, grid)
         return table[distances(grid, self.class_tokens, table.device)].permute(2, 0, 1)

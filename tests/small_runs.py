@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from mae_pipe import recipe
 from mae_pipe.catalog import Catalog
 from mae_pipe.sharding import build
+from mae_pipe.tables import TokenizerShape
+from mae_pipe.tokenizer.folder import About, save_tokenizer
+from mae_pipe.tokenizer.network import DiscreteVae
 
 SHORT = (
     "data.global_batch=4",
@@ -45,6 +49,16 @@ def narrow(name: str, depth: int = 2) -> list[str]:
     widths = [f"{part}.width={4 * getattr(loaded, part).heads}" for part in parts]
     heads = [f"method.options.{name}=16" for name in ("out", "hidden", "bottleneck") if name in loaded.method.options]
     return [*widths, *heads, f"encoder.depth={depth}", *(f"{part}.depth=1" for part in parts[1:])]
+
+
+def small_tokenizer(folder: Path) -> Path:
+    """One of 16 tokens, as it is initialised."""
+    shape = TokenizerShape(codebook=16, code_width=4, width=4, downsampling=4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        weights = DiscreteVae(shape).state_dict()
+    save_tokenizer(folder, About(layout="mae-pipe", codebook=16, downsampling=4, shape=shape), weights)
+    return folder
 
 
 def settings(changes: list[str]) -> list[str]:

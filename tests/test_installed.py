@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
 from mae_pipe import testing
 from mae_pipe.catalog import Catalog
-from mae_pipe.tables import TokenizerShape
 from mae_pipe.testing.zero3 import Asked, failures
-from mae_pipe.tokenizer.folder import About, save_tokenizer
-from mae_pipe.tokenizer.network import DiscreteVae
+from tests.small_runs import small_tokenizer
 
 Options = dict[tuple[str, str], dict[str, Any]]
 CATALOG = Catalog()
@@ -28,11 +25,7 @@ TRAINED = [
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> Options:
     """Of the plugins that want something of the user's."""
-    folder, shape = tmp_path_factory.mktemp("tokenizer"), TokenizerShape(codebook=16, width=4, downsampling=4)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        weights = DiscreteVae(shape).state_dict()
-    save_tokenizer(folder, About(layout="mae-pipe", codebook=16, downsampling=4, shape=shape), weights)
+    folder = small_tokenizer(tmp_path_factory.mktemp("tokenizer"))
     return {
         ("target", "dvae"): {"tokenizer": str(folder)},
         ("method", "dino"): {"out": 64, "hidden": 32, "bottleneck": 16, "local_crops": 2, "local_size": 16},

@@ -18,7 +18,7 @@ from mae_pipe import cli, recipe
 from mae_pipe.catalog import Catalog
 from mae_pipe.provenance import as_toml
 from mae_pipe.tasks import MaskedAutoencoder
-from tests.small_runs import SHORT, narrow, pictures, settings
+from tests.small_runs import SHORT, narrow, pictures, settings, small_tokenizer
 from tests.tiny import losses
 
 OF = {"base": "mae_vit_base_patch16", "large": "mae_vit_large_patch16", "huge": "mae_vit_huge_patch14"}
@@ -59,8 +59,10 @@ def run_it(name: str, changes: list[str], shards: Path, folder: Path) -> None:
     if isinstance(loaded, recipe.Downstream) and "blocks" in loaded.head.options:
         changes = [*changes, "encoder.depth=4"]
         given += ["head.options.blocks=[0, 1, 2, 3]", "data.size=64", "sliding.stride=48", "sliding.short_side=64"]
-    if loaded.task == "pretrain":
+    if isinstance(loaded, recipe.Pretrain):
         begin, given = ["pretrain", name], given + changes
+        if loaded.target.name == "dvae":
+            given.append(f"target.options.tokenizer={small_tokenizer(folder / 'tokenizer')}")
     elif loaded.task == "tokenizer":
         begin, given = ["tokenizer", "train", name], [*given, "tokenizer.width=4"]
     else:

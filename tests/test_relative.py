@@ -37,8 +37,8 @@ def relative(size: tuple[int, int], **changes: Any) -> Encoder:
 @pytest.mark.parametrize("qk_norm", [True, False])
 def test_attention_with_a_bias_is_the_formula(first: int, fused: bool, qk_norm: bool) -> None:
     torch.manual_seed(0)
-    block = Block(16, 2, qkv_bias=True, qk_norm=qk_norm, norm_layer=torch.nn.LayerNorm)
-    block.attn.fused_attn = fused  # type: ignore[misc]
+    block: Any = Block(16, 2, qkv_bias=True, qk_norm=qk_norm, norm_layer=torch.nn.LayerNorm)
+    block.attn.fused_attn = fused
     tokens = torch.randn(2, 7, 16, requires_grad=True)
     bias = torch.randn(2, 7, 7, requires_grad=True)
 
