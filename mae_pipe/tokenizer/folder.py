@@ -129,7 +129,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             f"{folder / ABOUT} has version {about.version}, this mae-pipe reads up to {VERSION}; upgrade it"
         )
     content = (folder / WEIGHTS).read_bytes()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # real also where a model is planned on shapes alone
         network = network_of(about)
     try:
         network.load_state_dict(from_safetensors(content))
