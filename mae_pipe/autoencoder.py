@@ -17,9 +17,12 @@ from torch.nn import functional as F
 
 from mae_pipe.attention import Block, choose_attention
 from mae_pipe.contracts import Grid
+from mae_pipe.errors import RecipeError
 from mae_pipe.masking import Mask, gather
+from mae_pipe.patches import cells
 from mae_pipe.positions import resized, sincos_positions
 from mae_pipe.recipe import DecoderShape, EncoderShape
+from mae_pipe.relative import RelativePositionBias
 
 LayerNorm: Any = partial(nn.LayerNorm, eps=1e-6)
 
@@ -43,7 +46,8 @@ class Encoder(VisionTransformer):
         shape: width, depth, heads, patch.
         size: H and W, pixels.
         channels: C.
-        learned: positions are a parameter that begins as the sin-cos table; else a float32 buffer.
+        learned: a table of positions is a parameter; else a float32 buffer. It begins as the sin-cos one, or with
+            positions "learned" in the shape as truncated normal noise (DINO, Caron et al. 2021).
         drop_path: stochastic depth of the last block, rising linearly from 0.
         dropout: after the positions, and after attention and both layers of every MLP (Dosovitskiy et al. 2021).
     """
@@ -51,7 +55,8 @@ class Encoder(VisionTransformer):
     cls_token: Any  # nn.Parameter; None where T is 0
     reg_token: nn.Parameter | None  # the class tokens after the first
     mask_token: nn.Parameter | None
-    pos_embed: Tensor  # type: ignore[assignment]
+    pos_embed: Any  # a table; None where positions are relative
+    rel_pos_bias: RelativePositionBias | None
 
     def __init__(
         self,
@@ -86,20 +91,32 @@ class Encoder(VisionTransformer):
         )
         self.grid = Grid(size[0] // shape.sides[0], size[1] // shape.sides[1])
         self.patch_embed.proj = PatchProjection(channels, shape.width, shape.sides, stride=shape.sides)
-        table = sincos_positions(shape.width, self.grid.rows, self.grid.cols, first=shape.class_tokens)
-        table = table.to(self.patch_embed.proj.weight.device)
-        del self.pos_embed
-        if learned:
-            self.pos_embed = nn.Parameter(table)
-        else:
-            self.register_buffer("pos_embed", table)
         for token in (self.cls_token, self.reg_token):
             if token is not None:
                 nn.init.normal_(token, std=0.02)
         initialise(self)
         # After all else, so that the other first weights are the same with it and without.
         self.mask_token = nn.Parameter(torch.empty(1, 1, shape.width).normal_(std=0.02)) if shape.mask_tokens else None
+        self._add_positions(shape, learned)
         choose_attention(self)
+
+    def _add_positions(self, shape: EncoderShape, learned: bool) -> None:
+        """A table, or the bias of attention that stands in its place."""
+        del self.pos_embed
+        self.rel_pos_bias = None
+        if shape.positions == "relative":
+            self.pos_embed, self.rel_pos_bias = None, RelativePositionBias(self.grid, shape.heads, shape.class_tokens)
+            return
+        if shape.positions == "learned":
+            table = torch.empty(1, shape.class_tokens + self.grid.size, shape.width)
+            nn.init.trunc_normal_(table, std=0.02)
+        else:
+            table = sincos_positions(shape.width, self.grid.rows, self.grid.cols, first=shape.class_tokens)
+            table = table.to(self.patch_embed.proj.weight.device)
+        if learned:
+            self.pos_embed = nn.Parameter(table)
+        else:
+            self.register_buffer("pos_embed", table)
 
     def forward(self, images: Tensor, mask: Mask | None = None) -> Tensor:  # type: ignore[override]
         """[B, C, H, W] normalised images -> [B, T + V, D] tokens, or [B, T + N, D] without a mask.
@@ -108,17 +125,20 @@ class Encoder(VisionTransformer):
         the shape, a token for each hidden one; the final norm is applied. Without a mask images may have
         another size than the encoder's: positions are interpolated.
         """
-        tokens = self._embedded(images, mask)
+        tokens, bias = self._embedded(images, mask), self._bias(images)
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = block(tokens, bias=bias)
         out: Tensor = self.norm(tokens)
-        return out
+        if mask is None or bias is None:
+            return out
+        first = self.num_prefix_tokens
+        return torch.cat([out[:, :first], gather(out[:, first:], mask.order)], dim=1)
 
     def after_blocks(self, images: Tensor, blocks: tuple[int, ...]) -> Tensor:
         """[B, C, H, W] normalised images -> [B, K, T + N, D]: tokens after each of the K ``blocks``, not normed."""
-        tokens, found = self._embedded(images, None), []
+        tokens, bias, found = self._embedded(images, None), self._bias(images), []
         for number, block in enumerate(self.blocks[: blocks[-1] + 1]):
-            tokens = block(tokens)
+            tokens = block(tokens, bias=bias)
             if number in blocks:
                 found.append(tokens)
         return torch.stack(found, dim=1)
@@ -131,32 +151,44 @@ class Encoder(VisionTransformer):
         return Grid(height // high, width // wide)
 
     def _embedded(self, images: Tensor, mask: Mask | None) -> Tensor:
-        """[B, T + V, D]: what the first block is given."""
+        """[B, T + V, D]: what the first block is given; where positions are relative, patches in the grid's order."""
+        if mask is not None and self.rel_pos_bias is not None and self.mask_token is None:
+            raise RecipeError(
+                'encoder.positions "relative" with a mask needs encoder.mask_tokens, as distances are of all places; '
+                "set encoder.mask_tokens=true, or other positions"
+            )
         grid = self.grid if mask is not None else self.grid_of(images)
-        cells = _cells(images, grid, None if mask is None else mask.visible)  # [B, V, C, P, P]
-        patches = self.patch_embed.proj(cells)  # [B, V, D]
-        positions = self.pos_embed[:, self.num_prefix_tokens :]  # [1, N, D]
-        if grid != self.grid:
-            # As a product, whose gradient is the same every time on a GPU, as that of an interpolation is not.
-            matrix = resized(torch.eye(self.grid.size, device=images.device)[None], self.grid, grid)  # [1, N', N]
-            positions = matrix.to(positions.dtype) @ positions
-        if mask is not None:
-            known = mask.visible
-            if self.mask_token is not None:
-                hidden = self.mask_token.to(patches.dtype).expand(len(images), mask.hidden.shape[1], -1)
-                patches, known = torch.cat([patches, hidden], dim=1), mask.order  # [B, N, D]
-            positions = positions[0][known]
-        patches = patches + positions
+        cut = cells(images, grid, None if mask is None else mask.visible)  # [B, V, C, P, P]
+        patches = self.patch_embed.proj(cut)  # [B, V, D]
+        known = None if mask is None else mask.visible
+        if mask is not None and self.mask_token is not None:
+            hidden = self.mask_token.to(patches.dtype).expand(len(images), mask.hidden.shape[1], -1)
+            patches, known = torch.cat([patches, hidden], dim=1), mask.order  # [B, N, D]
+        if self.pos_embed is not None:
+            positions = self.pos_embed[:, self.num_prefix_tokens :]  # [1, N, D]
+            if grid != self.grid:
+                # As a product, whose gradient is the same every time on a GPU, as that of an interpolation is not.
+                matrix = resized(torch.eye(self.grid.size, device=images.device)[None], self.grid, grid)  # [1, N', N]
+                positions = matrix.to(positions.dtype) @ positions
+            patches = patches + (positions if known is None else positions[0][known])
+        elif mask is not None:
+            patches = gather(patches, mask.restore)
         tokens = self._with_class_tokens(patches).to(self.patch_embed.proj.weight.dtype)  # [B, T + V, D]
         out: Tensor = self.pos_drop(tokens)
         return out
+
+    def _bias(self, images: Tensor) -> Tensor | None:
+        """[A, T + N, T + N] of all blocks, where positions are relative."""
+        return None if self.rel_pos_bias is None else self.rel_pos_bias(self.grid_of(images))
 
     def _with_class_tokens(self, patches: Tensor) -> Tensor:
         """[B, V, D] -> [B, T + V, D]."""
         own: list[Tensor] = [token for token in (self.cls_token, self.reg_token) if token is not None]
         if not own:
             return patches
-        first = torch.cat(own, dim=1) + self.pos_embed[:, : self.num_prefix_tokens]
+        first = torch.cat(own, dim=1)
+        if self.pos_embed is not None:
+            first = first + self.pos_embed[:, : self.num_prefix_tokens]
         first = first.expand(patches.shape[0], -1, -1)  # len() would fix the batch of a traced graph
         return torch.cat([first.to(patches.dtype), patches], dim=1)
 
@@ -246,12 +278,13 @@ def build_encoder(
 ) -> Encoder:
     """A freshly initialised encoder for images of ``size`` pixels: a side, or height and width.
 
-    ``positions``, ``drop_path`` and ``dropout`` None: the shape's own; finetuning always learns positions.
+    Pretraining keeps sin-cos positions fixed, finetuning learns any. ``positions``, ``drop_path`` and ``dropout`` None:
+    the shape's own.
     """
+    learned = (positions or shape.positions) == "learned"
     rate = shape.drop_path if drop_path is None else drop_path
     dropout = shape.dropout if dropout is None else dropout
     sides = (size, size) if isinstance(size, int) else size
-    learned = (positions or shape.positions) == "learned"
     return Encoder(shape, sides, channels=channels, learned=learned, drop_path=rate, dropout=dropout)
 
 
@@ -268,19 +301,6 @@ def initialise(module: nn.Module) -> None:
                 nn.init.zeros_(part.bias)
         elif isinstance(part, PatchProjection):
             nn.init.xavier_uniform_(part.weight.view(len(part.weight), -1))
-
-
-def _cells(images: Tensor, grid: Grid, numbers: Tensor | None) -> Tensor:
-    """[B, C, H, W] -> [B, N, C, P, P], or [B, k, C, P, P] of the numbered patches, copied once."""
-    batch, channels, height, width = images.shape
-    if height % grid.rows or width % grid.cols:
-        raise ValueError(f"images of {height} x {width} pixels do not split into {grid.rows} x {grid.cols} patches")
-    cells = images.reshape(batch, channels, grid.rows, height // grid.rows, grid.cols, width // grid.cols)
-    cells = cells.permute(0, 2, 4, 1, 3, 5)  # [B, rows, cols, C, P, P], still a view
-    if numbers is None:
-        return cells.flatten(1, 2)
-    image = torch.arange(batch, device=images.device)[:, None]
-    return cells[image, numbers // grid.cols, numbers % grid.cols]
 
 
 def _keep_positions(module: Any, move: Callable[[], object]) -> None:

@@ -20,7 +20,7 @@ from mae_pipe.errors import PluginError, RecipeError, RunError
 from mae_pipe.mixing import Mixer
 from mae_pipe.partial import freeze_below
 from mae_pipe.pixels import Channels, normalise
-from mae_pipe.positions import resized
+from mae_pipe.positions import refitted
 from mae_pipe.recipe import Downstream, Mixing, Pretrain
 from mae_pipe.rng import Rng
 from mae_pipe.seeding import key
@@ -239,11 +239,7 @@ def read_weights(run: Path) -> tuple[dict[str, Tensor], str]:
 
 def fill(encoder: Encoder, weights: Mapping[str, Tensor], grid: Grid) -> None:
     """Put ``weights``, whose positions are of ``grid``, into ``encoder``: every one and no other."""
-    wanted, given = encoder.state_dict(), dict(weights)
-    table = given.get("pos_embed")
-    rows = encoder.num_prefix_tokens + grid.size
-    if table is not None and grid != encoder.grid and table.dim() == 3 and table.shape[1] == rows:
-        given["pos_embed"] = resized(table, grid, encoder.grid)
+    wanted, given = encoder.state_dict(), refitted(weights, grid, encoder.grid, first=encoder.num_prefix_tokens)
     advice = "give the run folder that mae-pipe pretrain wrote, with its own recipe.json"
     for name in wanted:
         if name not in given:

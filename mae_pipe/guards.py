@@ -99,7 +99,7 @@ def position_tables(task: MaskedAutoencoder) -> Iterator[Finding]:
     """Fixed tables are compared with the published sums, or with the sums of the formula for another size."""
     for name, part in (("encoder", task.encoder), ("decoder", task.decoder)):
         table = part.pos_embed
-        if isinstance(table, nn.Parameter) and table.requires_grad:
+        if table is None or (isinstance(table, nn.Parameter) and table.requires_grad):
             continue
         rows, cols, width = task.grid.rows, task.grid.cols, table.shape[-1]
         known = PUBLISHED.get((width, rows)) if rows == cols else None
@@ -131,6 +131,9 @@ def positions_matter(task: MaskedAutoencoder, images: Tensor) -> Finding:
     grid, name = task.grid, "the encoder sees where a patch is"
     if grid.size == 1:
         return Finding(name, True, "there is one patch only")
+    bias = task.encoder.rel_pos_bias
+    if bias is not None and not bool(bias.relative_position_bias_table.any()):
+        return Finding(name, True, "it learns distances, which all begin at zero")
     order = torch.arange(grid.size, device=images.device).roll(1)
     patch = images.shape[2] // grid.rows, images.shape[3] // grid.cols
     shuffled = unpatchify(patchify(images, patch)[:, order], patch, grid.rows, grid.cols)

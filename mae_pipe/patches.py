@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+from mae_pipe.contracts import Grid
 
 Patch = int | tuple[int, int]  # pixels: a side, or rows and columns
 
@@ -31,3 +34,16 @@ def unpatchify(patches: Tensor, patch: Patch, rows: int, cols: int) -> Tensor:
 def sides(patch: Patch) -> tuple[int, int]:
     """Rows and columns of pixels."""
     return (patch, patch) if isinstance(patch, int) else patch
+
+
+def cells(images: Tensor, grid: Grid, numbers: Tensor | None) -> Tensor:
+    """[B, C, H, W] -> [B, N, C, P, P], or [B, k, C, P, P] of the numbered patches, copied once."""
+    batch, channels, height, width = images.shape
+    if height % grid.rows or width % grid.cols:
+        raise ValueError(f"images of {height} x {width} pixels do not split into {grid.rows} x {grid.cols} patches")
+    found = images.reshape(batch, channels, grid.rows, height // grid.rows, grid.cols, width // grid.cols)
+    found = found.permute(0, 2, 4, 1, 3, 5)  # [B, rows, cols, C, P, P], still a view
+    if numbers is None:
+        return found.flatten(1, 2)
+    image = torch.arange(batch, device=images.device)[:, None]
+    return found[image, numbers // grid.cols, numbers % grid.cols]

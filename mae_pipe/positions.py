@@ -1,6 +1,8 @@
-"""Positions of patches: fixed sines and cosines (MAE, He et al. 2022; after Vaswani et al. 2017), and other sizes."""
+"""Positions of patches: sines and cosines (MAE, He et al. 2022; after Vaswani et al. 2017); tables of other sizes."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -8,6 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mae_pipe.contracts import Grid
+
+TABLE = "pos_embed"  # of an encoder
+BIAS = "rel_pos_bias.relative_position_bias_table"
+OF_CLASS = 3  # rows of a bias table for class tokens, its last
 
 
 def sincos_positions(width: int, rows: int, cols: int, *, first: int = 1) -> Tensor:
@@ -37,3 +43,29 @@ def resized(table: Tensor, old: Grid, new: Grid) -> Tensor:
     maps = table[:, first:].reshape(1, old.rows, old.cols, -1).permute(0, 3, 1, 2)  # [1, D, rows, cols]
     maps = F.interpolate(maps, (new.rows, new.cols), mode="bicubic", align_corners=False)
     return torch.cat([table[:, :first], maps.flatten(2).transpose(1, 2)], dim=1)
+
+
+def resized_bias(table: Tensor, old: Grid, new: Grid) -> Tensor:
+    """[distances + 3, A] of relative positions on the grid ``old`` -> on ``new``, where a patch is another share.
+
+    Bicubic over distances, with 0 staying at 0; the rows of class tokens, the last three, stay.
+    """
+    were, are = (Grid(2 * grid.rows - 1, 2 * grid.cols - 1) for grid in (old, new))
+    return resized(table.roll(OF_CLASS, 0)[None], were, are)[0].roll(-OF_CLASS, 0)
+
+
+def refitted(weights: Mapping[str, Tensor], old: Grid, new: Grid, *, first: int, under: str = "") -> dict[str, Tensor]:
+    """An encoder's weights of the grid ``old`` for ``new``: tables are interpolated, all else stays.
+
+    Args:
+        first: T, class tokens.
+        under: what names begin with, such as "encoder.".
+    """
+    found = dict(weights)
+    table, bias = found.get(under + TABLE), found.get(under + BIAS)
+    if old != new and table is not None and table.dim() == 3 and table.shape[1] == first + old.size:
+        found[under + TABLE] = resized(table, old, new)
+    distances = (2 * old.rows - 1) * (2 * old.cols - 1)
+    if old != new and bias is not None and bias.dim() == 2 and len(bias) == distances + OF_CLASS:
+        found[under + BIAS] = resized_bias(bias, old, new)
+    return found

@@ -14,12 +14,11 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.changes import pairs
 from mae_pipe.classification import Classification
 from mae_pipe.errors import RecipeError, RunError
-from mae_pipe.positions import resized
+from mae_pipe.positions import refitted
 from mae_pipe.recipe import Changes, Downstream, EncoderShape, Pretrain
 from mae_pipe.tasks import view_of
 
 MODEL = "model.safetensors"
-POSITIONS = "encoder.pos_embed"
 LARGE = 224  # pixels; larger images are shown whole, as the official evaluation does
 
 
@@ -88,10 +87,7 @@ def load(
     shape = Pretrain(data=chosen.data.model_copy(update={"erase": 0.0}), encoder=encoder)  # of training alone
     old = view_of(was.data, encoder).grid
     task = Classification.from_recipe(chosen, shape, None, catalog, classes=len(classes))
-    table = weights.get(POSITIONS)
-    rows = encoder.class_tokens + old.size
-    if table is not None and old != task.encoder.grid and table.dim() == 3 and table.shape[1] == rows:
-        weights[POSITIONS] = resized(table, old, task.encoder.grid)
+    weights = refitted(weights, old, task.encoder.grid, first=encoder.class_tokens, under="encoder.")
     try:
         task.load_state_dict(weights)
     except RuntimeError as error:

@@ -60,6 +60,7 @@ def send_out(
 
 
 def _official(model: Model, out: Path) -> list[str]:
+    _absolute(model)
     _plain(model, "the official code")
     if model.head is not None and (model.head.pool == "mean") != (model.head.norm == "own"):
         raise RunError(
@@ -73,6 +74,7 @@ def _official(model: Model, out: Path) -> list[str]:
 
 
 def _timm(model: Model, out: Path) -> list[str]:
+    _absolute(model)
     shape, head = model.encoder, model.head
     known = (shape.width, shape.depth, shape.heads, shape.patch)
     of_model: dict[str, Any] = {
@@ -120,6 +122,7 @@ def _timm(model: Model, out: Path) -> list[str]:
 
 
 def _huggingface(model: Model, out: Path) -> list[str]:
+    _absolute(model)
     _plain(model, "transformers' ViT")
     shape, head, said = model.encoder, model.head, _without(model)
     (height, width), patch = model.data.sides, shape.sides[0]
@@ -182,6 +185,11 @@ def _huggingface(model: Model, out: Path) -> list[str]:
         write_whole(folder / "preprocessor_config.json", _json(processor))
         write_whole(folder / "model.safetensors", to_safetensors(weights, {}))
     return said
+
+
+def _absolute(model: Model) -> None:
+    if model.encoder.positions == "relative":
+        raise RunError("this model has relative positions, for which a ViT of other code has no weight; use --to onnx")
 
 
 def _plain(model: Model, where: str) -> None:

@@ -93,7 +93,7 @@ def recognise(weights: Mapping[str, Tensor], under: str, what: str) -> str:
     biased = [name for name in weights if _BEIT.fullmatch(name)]
     if biased:
         raise DataError(
-            f"{what} is a BEiT: its attention adds a bias of relative positions ({biased[0]!r}) that ours has not"
+            f"{what} is a BEiT: its attention adds a bias of relative positions ({biased[0]!r}) that is not imported"
             "; give a ViT with a table of positions, or use BEiT as a teacher of the target 'feature'"
         )
     if "mask_token" in weights and "blocks.0.ls1.gamma" in weights:
