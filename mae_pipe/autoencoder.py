@@ -276,7 +276,8 @@ def build_encoder(
 ) -> Encoder:
     """A freshly initialised encoder for images of ``size`` pixels: a side, or height and width.
 
-    ``positions``, ``drop_path`` and ``dropout`` None: the shape's own; finetuning always learns positions.
+    Pretraining keeps sin-cos positions fixed, finetuning learns any. ``positions``, ``drop_path`` and ``dropout`` None:
+    the shape's own.
     """
     learned = (positions or shape.positions) == "learned"
     rate = shape.drop_path if drop_path is None else drop_path

@@ -148,5 +148,5 @@ def test_a_learned_table_begins_as_noise(positions: Literal["fixed", "learned"] 
     assert table.shape == (1, 65, 64)
     assert float(table.detach().std()) == pytest.approx(0.02, rel=0.05)
     torch.manual_seed(0)
-    usual = build_encoder(shape.model_copy(update={"positions": "fixed"}), 32).state_dict()
+    usual = build_encoder(shape.model_copy(update={"positions": "sincos"}), 32).state_dict()
     assert all(torch.equal(w, usual[n]) for n, w in encoder.state_dict().items() if n != "pos_embed")

@@ -82,11 +82,13 @@ def test_what_is_not_there_yet_is_named(shards: Path, tmp_path: Path) -> None:
     assert text.count("seed 1") == 4
     assert "not measured yet" in text
     with pytest.raises(RunError, match="begun with scale digits, not imagenette"):
-        verb.run(TABLE, out, verb.Asked("imagenette", shards, 1, (), ()), at_once=1, only=None, console=Console())
+        verb.run(
+            TABLE, out, verb.Asked("imagenette", shards, 1, (), ()), at_once=1, only=None, console=Console(quiet=True)
+        )
     with pytest.raises(DataError, match="--shards"):
         verb.run(
             TABLE, tmp_path / "new", verb.Asked("imagenette", None, 1, (), ()), at_once=1, only=None,
-            console=Console(),
+            console=Console(quiet=True),
         )  # fmt: skip
 
 

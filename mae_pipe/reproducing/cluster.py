@@ -57,7 +57,7 @@ def _lines(
     yield "#!/bin/bash"
     yield "# Submits what is left of a table; to go on after a failure, write this file again and run it again."
     yield "set -e"
-    yield "before=()  # what the next one waits for"
+    yield "before=  # the job that the next one waits for"
     for number, stage in enumerate(filter(None, stages), start=1):
         names = [one.name for one in stage]
         name = f"{table}-{number}"
@@ -87,10 +87,10 @@ def _job(name: str, out: Path, wanted: Wanted, array: str = "", pieces: Sequence
 
 
 def _submitted(text: str, when: str) -> Iterator[str]:
-    """Give a batch script to sbatch; what comes after waits for it."""
-    yield "job=$(sbatch --parsable \"${before[@]}\" <<'END_OF_JOB'"
+    """Give a batch script to sbatch, to be begun ``when`` the one before has ended."""
+    yield f"job=$(sbatch --parsable ${{before:+--dependency={when}:$before}} <<'END_OF_JOB'"
     yield text.rstrip("\n")
     yield "END_OF_JOB"
     yield ")"
-    yield f'before=("--dependency={when}:${{job%%;*}}")'
+    yield "before=${job%%;*}  # without the cluster's name"
     yield 'echo "submitted: $job"'

@@ -1,0 +1,133 @@
+"""The paper's tables as data: what they want run, what is shared, ranks, and the scripts for SLURM."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from scipy import stats
+
+from mae_pipe import cli
+from mae_pipe.catalog import Catalog
+from mae_pipe.costs import costs
+from mae_pipe.errors import RecipeError
+from mae_pipe.recipe import Pretrain, load, names
+from mae_pipe.reproducing import cluster, published
+from mae_pipe.reproducing.published import scale, table
+from mae_pipe.reproducing.ranks import spearman
+from mae_pipe.reproducing.stems import Stem, Trained, extra_of, plan
+
+BOTH = [(name, size) for name in published.tables() for size in published.scales()]
+
+
+@pytest.mark.parametrize(("name", "size"), BOTH)
+def test_every_row_is_a_recipe_that_loads(name: str, size: str) -> None:
+    chosen = table(name)
+    wanted = {row.recipe[size] for row in chosen.rows if size in row.recipe}
+    if missing := wanted - set(names()):
+        pytest.skip(f"there is no recipe {sorted(missing)}")
+    study = plan(chosen, scale(size), seeds=2, data="x")
+    assert len(study.cells) == 2 * len(study.rows) * len(chosen.measures)
+    for cell in study.cells:
+        stem = study.stems[cell.stem]
+        evaluation = next(one for one in stem.evaluations if one.name == cell.evaluation)
+        assert stem.recipe.seed == evaluation.recipe.seed == cell.seed
+        assert evaluation.recipe.task == published.MEASURES[cell.measure]
+
+
+def test_the_numbers_are_the_papers() -> None:
+    first = {name: table(name).rows[0] for name in ("1a", "1f", "fig5", "fig7")}
+    assert [(row.finetuned, row.linear) for row in first.values()] == [
+        (84.8, 65.5), (84.9, 73.5), (83.2, 54.6), (82.3, 57.3),
+    ]  # fmt: skip
+    for name in ("1a", "1b", "1c", "1d", "1e", "1f", "fig5", "fig7"):  # all have the baseline: 800 epochs, 8 x 512
+        assert (84.9, 73.5) in [(row.finetuned, row.linear) for row in table(name).rows]
+
+
+def test_equal_runs_of_two_tables_are_one() -> None:
+    def stems(name: str, data: str = "x") -> set[str]:
+        return set(plan(table(name), scale("paper"), seeds=3, data=data).stems)
+
+    assert len(stems("1a") & stems("1f")) == 3  # the baseline's seeds
+    assert len(stems("1a") & stems("1b") & stems("fig5") & stems("fig7")) == 3
+    assert not stems("1f") & stems("1f", "other images")
+
+
+def test_one_pretraining_serves_many_measurements_and_one_tokenizer_all_seeds() -> None:
+    rows = tuple(row for row in table("fig9").rows if row.series == "MAE")
+    study = plan(table("fig9").model_copy(update={"rows": rows}), scale("digits"), seeds=2, data="x")
+    assert len(study.stems) == 2
+    assert {len(stem.evaluations) for stem in study.stems.values()} == {6}
+    assert len(plan(table("1d"), scale("digits"), seeds=3, data="x").tokenizers) == 1
+
+
+def test_from_scratch_only_the_shape_and_the_images_count() -> None:
+    row = next(row for row in table("3").rows if row.scratch)
+    of = [row, row.model_copy(update={"changes": ("optimizer.base_lr=1.0",)})]
+    of.append(row.model_copy(update={"changes": ("encoder.depth=2",)}))
+    study = plan(table("3").model_copy(update={"rows": tuple(of)}), scale("digits"), seeds=1, data="x")
+    assert len(study.stems) == 2
+
+
+def test_ranks_are_scipys() -> None:
+    draw = random.Random(0)
+    for length in (2, 3, 5, 12):
+        for _ in range(20):
+            ours, theirs = ([float(draw.randrange(6)) for _ in range(length)] for _ in range(2))
+            if len(set(ours)) == 1 or len(set(theirs)) == 1:
+                assert spearman(ours, theirs) is None
+            else:
+                assert spearman(ours, theirs) == pytest.approx(stats.spearmanr(ours, theirs).statistic, abs=1e-12)
+    assert spearman([], []) is None
+
+
+def test_mask_tokens_in_the_encoder_cost_three_times_as_much() -> None:
+    counted = []
+    for row in table("1c").rows:
+        assert row.clock is not None
+        chosen = load(row.clock.recipe, row.clock.changes)
+        assert isinstance(chosen, Pretrain)
+        counted.append(costs(chosen, Catalog()).forward)
+    assert counted[0] / counted[1] == pytest.approx(3.3, abs=0.35)
+
+
+def test_a_change_says_what_it_changes() -> None:
+    assert extra_of(["probe.seed=1", "probe.ema=0.9"]) == {"probe": ["seed=1", "ema=0.9"]}
+    with pytest.raises(RecipeError, match="does not begin with what it changes"):
+        extra_of(["schedule.epochs=1"])
+    with pytest.raises(RecipeError, match=r"there is no table 'fig6' .did you mean 'fig"):
+        table("fig6")
+
+
+def test_a_dry_run_touches_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["reproduce", "run", "1d", "--scale", "paper", "--shards", str(tmp_path / "later"), "--out", str(out)]
+    done = CliRunner().invoke(cli._group, [*words, "--dry-run"], catch_exceptions=False)
+    assert "12 pretrainings" in done.stderr
+    assert "1 tokenizer serves all seeds" in done.stderr
+    assert "GPU hours" in done.stderr
+    assert not out.exists()
+
+
+def test_slurm_gets_arrays_that_wait_for_each_other(tmp_path: Path) -> None:
+    study = plan(table("1d"), scale("digits"), seeds=1, data="x")
+    stages: list[list[Stem | Trained]] = [[*study.tokenizers.values()], [*study.stems.values()]]
+    wanted = cluster.Wanted(2, 8, "1:00:00", "/usr/bin/python3")
+    text = cluster.script(stages, ["reproduce", "run", "1d"], [], tmp_path, wanted, "1d", 1)
+    (tmp_path / "sbatch").write_text(
+        '#!/bin/bash\nn=$(ls "$HERE" | grep -c asked); echo "$*" > "$HERE/asked$n"; cat > "$HERE/job$n"; echo "10$n"\n'
+    )
+    (tmp_path / "sbatch").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HERE": str(tmp_path)}
+    subprocess.run(["/bin/bash", "-c", text], check=True, env=env, capture_output=True)
+    asked = [(tmp_path / f"asked{n}").read_text().strip() for n in range(3)]
+    assert asked == ["--parsable", "--parsable --dependency=afterok:100", "--parsable --dependency=afterany:101"]
+    array = (tmp_path / "job1").read_text()
+    assert "#SBATCH --array=0-3" in array
+    assert '--only "${pieces[$SLURM_ARRAY_TASK_ID]}"' in array
+    assert all(name in array for name in study.stems)
+    assert "reproduce page 1d" in (tmp_path / "job2").read_text()
+    subprocess.run(["/bin/bash", "-n", str(tmp_path / "job1")], check=True)
