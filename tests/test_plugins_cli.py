@@ -130,7 +130,7 @@ def test_show_knows_plugins_without_options_and_formats() -> None:
             ["show", "maks", "block"],
             "there is no kind of plugin 'maks' (did you mean 'mask'?); kinds are mask, target,",
         ),
-        (["show", "mask", "blok"], "there is no mask plugin 'blok' (did you mean 'block'?); installed are block, "),
+        (["show", "mask", "blok"], "there is no mask plugin 'blok' (did you mean 'block'?); installed are beit, "),
         (
             ["show", "target", "pixel", "--picture", "x.png"],
             "--picture draws what a mask hides, and 'pixel' is a target",
