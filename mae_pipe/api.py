@@ -32,17 +32,23 @@ if TYPE_CHECKING:
     from mae_pipe.data.sources import Item as Item
     from mae_pipe.data.sources import read_file as read_file
     from mae_pipe.data.sources import stamp_of as stamp_of
+    from mae_pipe.erasing import erased as erased
     from mae_pipe.errors import DataError as DataError
     from mae_pipe.errors import MaePipeError as MaePipeError
     from mae_pipe.errors import PluginError as PluginError
     from mae_pipe.masking import Mask as Mask
     from mae_pipe.masking import gather as gather
     from mae_pipe.method import Method as Method
+    from mae_pipe.mixing import Mixer as Mixer
     from mae_pipe.momentum import MomentumCopy as MomentumCopy
     from mae_pipe.momentum import rising as rising
     from mae_pipe.patches import patchify as patchify
     from mae_pipe.patches import unpatchify as unpatchify
+    from mae_pipe.precision import keep_float32 as keep_float32
     from mae_pipe.rng import Rng as Rng
+    from mae_pipe.synced import SyncedBatchNorm as SyncedBatchNorm
+    from mae_pipe.synced import of_all_ranks as of_all_ranks
+    from mae_pipe.tables import Mixing as Mixing
     from mae_pipe.tasks import MaskedAutoencoder as MaskedAutoencoder
     from mae_pipe.teachers import Teacher as Teacher
     from mae_pipe.tokenizer.folder import Tokenizer as Tokenizer
@@ -66,6 +72,8 @@ _HOME = {
     "MaskSampler": "mae_pipe.contracts",
     "MaskedAutoencoder": "mae_pipe.tasks",
     "Method": "mae_pipe.method",
+    "Mixer": "mae_pipe.mixing",
+    "Mixing": "mae_pipe.tables",
     "MomentumCopy": "mae_pipe.momentum",
     "Origin": "mae_pipe.data.sample",
     "Pixels": "mae_pipe.data.sample",
@@ -76,12 +84,16 @@ _HOME = {
     "Sample": "mae_pipe.data.sample",
     "ShardFormat": "mae_pipe.data.sample",
     "ShardReader": "mae_pipe.data.sample",
+    "SyncedBatchNorm": "mae_pipe.synced",
     "Target": "mae_pipe.contracts",
     "Teacher": "mae_pipe.teachers",
     "Tokenizer": "mae_pipe.tokenizer.folder",
     "View": "mae_pipe.contracts",
+    "erased": "mae_pipe.erasing",
     "gather": "mae_pipe.masking",
+    "keep_float32": "mae_pipe.precision",
     "load_tokenizer": "mae_pipe.tokenizer.folder",
+    "of_all_ranks": "mae_pipe.synced",
     "patchify": "mae_pipe.patches",
     "plugin": "mae_pipe.catalog",
     "read_file": "mae_pipe.data.sources",

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from mae_pipe.attention import Block, choose_attention
 from mae_pipe.contracts import Grid
 from mae_pipe.masking import Mask, gather
-from mae_pipe.positions import sincos_positions
+from mae_pipe.positions import resized, sincos_positions
 from mae_pipe.recipe import DecoderShape, EncoderShape
 
 LayerNorm: Any = partial(nn.LayerNorm, eps=1e-6)
@@ -105,7 +105,8 @@ class Encoder(VisionTransformer):
         """[B, C, H, W] normalised images -> [B, T + V, D] tokens, or [B, T + N, D] without a mask.
 
         The class tokens, then the visible patches in the mask's order, then, with ``mask_tokens`` in
-        the shape, a token for each hidden one; the final norm is applied.
+        the shape, a token for each hidden one; the final norm is applied. Without a mask images may have
+        another size than the encoder's: positions are interpolated.
         """
         tokens = self._embedded(images, mask)
         for block in self.blocks:
@@ -122,11 +123,23 @@ class Encoder(VisionTransformer):
                 found.append(tokens)
         return torch.stack(found, dim=1)
 
+    def grid_of(self, images: Tensor) -> Grid:
+        """The patches of [B, C, H, W] images, of any size that they divide."""
+        (height, width), (high, wide) = images.shape[2:], self.patch_embed.proj.kernel_size
+        if height % high or width % wide:
+            raise ValueError(f"images of {height} x {width} pixels do not split into patches of {high} x {wide}")
+        return Grid(height // high, width // wide)
+
     def _embedded(self, images: Tensor, mask: Mask | None) -> Tensor:
         """[B, T + V, D]: what the first block is given."""
-        cells = _cells(images, self.grid, None if mask is None else mask.visible)  # [B, V, C, P, P]
+        grid = self.grid if mask is not None else self.grid_of(images)
+        cells = _cells(images, grid, None if mask is None else mask.visible)  # [B, V, C, P, P]
         patches = self.patch_embed.proj(cells)  # [B, V, D]
         positions = self.pos_embed[:, self.num_prefix_tokens :]  # [1, N, D]
+        if grid != self.grid:
+            # As a product, whose gradient is the same every time on a GPU, as that of an interpolation is not.
+            matrix = resized(torch.eye(self.grid.size, device=images.device)[None], self.grid, grid)  # [1, N', N]
+            positions = matrix.to(positions.dtype) @ positions
         if mask is not None:
             known = mask.visible
             if self.mask_token is not None:
@@ -227,17 +240,19 @@ def build_encoder(
     size: int | tuple[int, int],
     *,
     channels: int = 3,
-    positions: Literal["fixed", "learned"] = "fixed",
+    positions: Literal["fixed", "learned"] | None = None,
     drop_path: float | None = None,
-    dropout: float = 0.0,
+    dropout: float | None = None,
 ) -> Encoder:
     """A freshly initialised encoder for images of ``size`` pixels: a side, or height and width.
 
-    Pretraining keeps positions fixed, finetuning learns them. ``drop_path`` None: the shape's own.
+    ``positions``, ``drop_path`` and ``dropout`` None: the shape's own; finetuning always learns positions.
     """
     rate = shape.drop_path if drop_path is None else drop_path
+    dropout = shape.dropout if dropout is None else dropout
     sides = (size, size) if isinstance(size, int) else size
-    return Encoder(shape, sides, channels=channels, learned=positions == "learned", drop_path=rate, dropout=dropout)
+    learned = (positions or shape.positions) == "learned"
+    return Encoder(shape, sides, channels=channels, learned=learned, drop_path=rate, dropout=dropout)
 
 
 def initialise(module: nn.Module) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from mae_pipe.errors import RecipeError
 
 Changes = Iterable[str] | Mapping[str, Any]  # "data.global_batch=512", or {"data.global_batch": 512}
-PLUGINS = ("mask.name", "target.name", "head.name")
+PLUGINS = ("method.name", "mask.name", "target.name", "head.name")
 
 
 def pairs(changes: Changes) -> list[tuple[str, Any]]:

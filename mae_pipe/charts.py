@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 # Colours that nothing else draws with, and the variables that take their place.
 _INK, _QUIET, _LINE = "#010203", "#010204", "#010205"
-SERIES = ("#010211", "#010212", "#010213", "#010214")
+SERIES = ("#010211", "#010212", "#010213", "#010214", "#010215")
 _VARIABLES = {
     _INK: "var(--ink)",
     _QUIET: "var(--quiet)",
@@ -51,6 +51,18 @@ POINTS = 600  # a longer series is thinned: more could not be seen and makes the
 
 
 @dataclass(frozen=True)
+class Look:
+    """How a line is told from others: by its colour, and by being dashed, which also print shows."""
+
+    colour: int | None  # of SERIES; None: one of many, thin and grey
+    dashed: bool = False
+
+
+LOOKS = tuple(Look(colour, dashed) for dashed in (False, True) for colour in range(len(SERIES)))
+OTHERS = Look(None)
+
+
+@dataclass(frozen=True)
 class Line:
     """One series; points that are not finite leave a gap."""
 
@@ -59,6 +71,7 @@ class Line:
     y: Sequence[float]
     faint: bool = False  # a thin, pale line under another
     dots: bool = False
+    look: Look | None = None  # None: the next one of LOOKS
 
 
 def chart(
@@ -72,6 +85,7 @@ def chart(
     y_scale: Literal["linear", "log"] = "linear",
     y_from_zero: bool = False,
     percent: bool = False,
+    legend: bool = True,
 ) -> str:
     """An ``<svg>`` element; ``title`` is its accessible name, ``size`` in inches sets its proportions."""
     import matplotlib as mpl
@@ -83,18 +97,21 @@ def chart(
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
-        colours = iter(SERIES)
-        colour = SERIES[0]
+        looks = iter(LOOKS)
+        next_look = LOOKS[0]
         for line in lines:
-            if not (line.faint and lines[0] is not line):
-                colour = next(colours, SERIES[-1])
+            if not line.look and not (line.faint and lines[0] is not line):
+                next_look = next(looks, OTHERS)
+            look = line.look or next_look
             x, y = _thinned(line.x, line.y)
             axes.plot(
                 x,
                 y,
-                color=colour,
-                linewidth=1.0 if line.faint else 2.0,
-                alpha=0.35 if line.faint else 1.0,
+                color=_QUIET if look.colour is None else SERIES[look.colour],
+                linestyle=(0, (3.2, 1.6)) if look.dashed else "solid",
+                linewidth=1.0 if line.faint or look.colour is None else 1.8,
+                alpha=0.35 if line.faint else 0.6 if look.colour is None else 1.0,
+                zorder=1.9 if look.colour is None else 2.0,
                 marker="o" if line.dots else "",
                 markersize=4.5,
                 label="_" if line.faint else line.label,
@@ -115,11 +132,13 @@ def chart(
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         if y_scale == "linear":
             axes.yaxis.set_major_locator(MaxNLocator(5))
+            if max(map(abs, axes.get_ylim())) >= 10_000:
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         if y_from_zero:
             axes.set_ylim(bottom=0)
         if percent:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
-        if sum(not line.faint for line in lines) > 1:
+        if legend and sum(not line.faint for line in lines) > 1:
             axes.legend(loc="best", handlelength=1.4)
         drawn = io.StringIO()
         # No date, no creator: the same numbers give the same page.

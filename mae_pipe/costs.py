@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae_pipe.autoencoder import Decoder, Encoder, build_encoder
+from mae_pipe.building import build
 from mae_pipe.catalog import Catalog
 from mae_pipe.masking import Mask, visible_count
 from mae_pipe.recipe import Pretrain
-from mae_pipe.tasks import view_of
+from mae_pipe.standins import loss_on_shapes
+from mae_pipe.tasks import MaskedAutoencoder, view_of
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,9 @@ class Costs:
 
     Attributes:
         forward, training: FLOPs of one image; training is forward and backward.
+        decoder_parameters: all that is trained beside the encoder.
         patches, visible: N and V.
-        encoder_tokens, decoder_tokens: in a sequence.
+        encoder_tokens, decoder_tokens: in a sequence; 0 of the decoder where the method is no masked autoencoder.
     """
 
     encoder_parameters: int
@@ -48,7 +51,13 @@ class _Model(nn.Module):
 
 
 def costs(recipe: Pretrain, catalog: Catalog) -> Costs:
-    """Count them without weights and without data: the model has shapes only."""
+    """Count them without weights and without data: the model has shapes only.
+
+    Raises:
+        RecipeError: the loss of its method needs numbers, not only shapes.
+    """
+    if not issubclass(catalog.find("method", recipe.method.name), MaskedAutoencoder):
+        return _of_method(recipe, catalog)
     view = view_of(recipe.data, recipe.encoder)
     target = catalog.build("target", recipe.target.name, recipe.target.options, view=view)
     size, mask_tokens = view.grid.size, recipe.encoder.mask_tokens
@@ -80,4 +89,29 @@ def costs(recipe: Pretrain, catalog: Catalog) -> Costs:
         visible=visible,
         encoder_tokens=recipe.encoder.class_tokens + (size if mask_tokens else visible),
         decoder_tokens=recipe.encoder.class_tokens + size,
+    )
+
+
+def _of_method(recipe: Pretrain, catalog: Catalog) -> Costs:
+    """Of two images by the method itself: teachers and all views count."""
+    images = 2  # that can be compared with each other
+    with torch.device("meta"):
+        task = build(recipe, catalog)
+    forward, training = FlopCounterMode(display=False), FlopCounterMode(display=False)
+    with training:
+        with forward:
+            loss = loss_on_shapes(task, images)
+        loss.backward()  # type: ignore[no-untyped-call]
+    trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
+    encoder = sum(p.numel() for p in task.encoder.parameters() if p.requires_grad)
+    size = task.view.grid.size
+    return Costs(
+        encoder_parameters=encoder,
+        decoder_parameters=trained - encoder,
+        forward=forward.get_total_flops() // images,
+        training=training.get_total_flops() // images,
+        patches=size,
+        visible=size,
+        encoder_tokens=recipe.encoder.class_tokens + size,
+        decoder_tokens=0,
     )

@@ -96,7 +96,7 @@ def demo(
 
     split = "val" if "val" in manifest.splits else next(iter(manifest.splits))
     picture = reconstruct(run, (), out / "reconstructions.png", catalog=catalog, shards=shards[FORMATS[0]], split=split)
-    page = reporting.write(run, out / reporting.NAME)
+    page = reporting.write([run], out / reporting.NAME)
     found = outcome.results(run)
     if found:
         console.print(_table(found), highlight=False)
@@ -185,7 +185,7 @@ def _compare_formats(chosen: study.Study, shards: dict[str, Path], out: Path, co
     batch = recipes.load(chosen.pretrain, chosen.pretrain_changes).data.global_batch
     images = Manifest.load(shards[FORMATS[0]]).split("train").images
     short = study.lasting(CHECKED_STEPS * batch / images, 0.0)
-    changes = (*chosen.pretrain_changes, *short, "logging.every_steps=1")
+    changes = (*chosen.pretrain_changes, *short, "logging.every_steps=1", "monitor.every_epochs=0")
     losses, weights = {}, {}
     for name, folder in shards.items():
         run = out / f"check-{name}"

@@ -36,6 +36,10 @@ class Journal:
             self._rows.keep(lambda row: bool(row["step"] <= step))
             self._close_board()  # the next one begins after ``step``
 
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows, in their order, also those that wait for the disk."""
+        return self._rows.keep(lambda row: True)
+
     def write(self, kind: str, step: int, **values: float | int | str) -> None:
         """One row; numbers go to TensorBoard too. What JSON has no word for, NaN and infinity, is null."""
         if not self.active:

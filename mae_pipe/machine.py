@@ -121,6 +121,14 @@ def processor() -> str:
     return named[0] if named else platform.machine()
 
 
+def named() -> str:
+    """What computes here: the accelerator of this process, or else the processor."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0))
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{processor()}, {cores} cores"
+
+
 def _lines(path: str) -> list[str]:
     try:
         return Path(path).read_text(encoding="ascii").splitlines()

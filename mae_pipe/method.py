@@ -5,18 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
+from mae_pipe import appearance
 from mae_pipe.contracts import Target, View
-from mae_pipe.pixels import normalise
+from mae_pipe.pixels import normalise, normalise_
 from mae_pipe.rng import Rng
 from mae_pipe.seeding import key
-from mae_pipe.views import Crop
+from mae_pipe.views import PLAIN, Crop, check
 
 if TYPE_CHECKING:
     from mae_pipe.data.batch import Batch
-
-PLAIN = (Crop(),)
 
 
 class Method(nn.Module, ABC):
@@ -52,6 +52,7 @@ class Method(nn.Module, ABC):
 
     def bind(self, *, view: View, seed: int) -> Self:
         """Said once, by who builds it: what its images look like, and the recipe's seed."""
+        check(self.views, view)
         self.view, self.seed = view, seed
         return self
 
@@ -89,7 +90,9 @@ class Method(nn.Module, ABC):
         return tokens[:, encoder.num_prefix_tokens :].float().mean(dim=1)
 
     def forward(self, batch: Batch, mode: str = "loss") -> Any:
-        """``loss`` of a batch, or ``features`` of its centre views: [B, D] float32.
+        """``loss`` of a batch, ``features`` of its centre views, [B, D] float32, or ``pairs``: those of two views.
+
+        Pairs are [B, 2, D], of the first two views of every image, as the loss sees them.
 
         All goes through here because ZeRO 3 gathers weights when the root module is called.
         """
@@ -97,6 +100,8 @@ class Method(nn.Module, ABC):
             return self.loss(batch)
         if mode == "features":
             return self.features(normalise(batch.pixels, self.view.mean, self.view.std))
+        if mode == "pairs":
+            return torch.stack([self.features(images) for images in self.images_of(batch)[:2]], dim=1)
         raise ValueError(f"there is no mode {mode!r}")
 
     def rng(self, batch: Batch, purpose: str) -> Rng:
@@ -104,9 +109,21 @@ class Method(nn.Module, ABC):
         return Rng(key(self.seed, purpose), batch.positions)
 
     def images_of(self, batch: Batch) -> list[Tensor]:
-        """The batch's views, each [B, C, h, w] normalised float32."""
-        found: list[Tensor] = []
-        for group in (batch.pixels, *batch.others):
-            several = group if group.dim() == 5 else group[:, None]  # [B, V, C, h, w]
-            found += [normalise(one, self.view.mean, self.view.std) for one in several.unbind(1)]
+        """The batch's ``views``, each [B, C, h, w] normalised float32, with colours changed as its ``Crop`` says.
+
+        What is changed depends on the positions alone: in evaluation too.
+        """
+        groups = (group if group.dim() == 5 else group[:, None] for group in (batch.pixels, *batch.others))
+        seen = [pixels for group in groups for pixels in group.unbind(1)]
+        mean, std = self.view.mean, self.view.std
+        if all(view.plain for view in self.views):
+            return [normalise(pixels, mean, std) for pixels in seen]
+        positions, found = batch.positions.cpu().numpy(), []  # a GPU's queue is waited for once, here
+        for number, (view, pixels) in enumerate(zip(self.views, seen, strict=True)):
+            if view.plain:
+                found.append(normalise(pixels, mean, std))
+                continue
+            how = appearance.drawn(view, number, self.seed, positions)
+            images = appearance.changed(pixels.float().div_(255), view, how)
+            found.append(normalise_(images, mean, std))
         return found

@@ -41,6 +41,9 @@ class MomentumCopy(nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> MomentumCopy:
         keep_float32(self, partial(super()._apply, fn, recurse))
+        # DeepSpeed casts parameters one by one, which no module sees, and then moves the model to its device.
+        for one in self.parameters():
+            one.data = one.data.float()
         return self
 
 

@@ -15,8 +15,13 @@ def normalise(pixels: Tensor, mean: Channels, std: Channels) -> Tensor:
     """
     images = pixels.to(torch.float32)
     images = images.clone() if images is pixels else images
+    return normalise_(images, mean, std, white=255)
+
+
+def normalise_(images: Tensor, mean: Channels, std: Channels, *, white: float = 1) -> Tensor:
+    """The same of [B, C, H, W] float32 from 0 to ``white``, in their place."""
     for channel, centre, spread in zip(images.unbind(1), mean, std, strict=True):
-        channel.sub_(255 * centre).div_(255 * spread)
+        channel.sub_(white * centre).div_(white * spread)
     return images
 
 

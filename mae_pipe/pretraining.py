@@ -19,6 +19,7 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.checkpoints import Archive
 from mae_pipe.data.arrange import Begun
 from mae_pipe.data.batch import Batch
+from mae_pipe.data.layout import Numbers
 from mae_pipe.data.manifest import Manifest
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream, open_stream
@@ -30,6 +31,8 @@ from mae_pipe.errors import DataError, RecipeError
 from mae_pipe.journal import Journal
 from mae_pipe.live import Live
 from mae_pipe.method import Method
+from mae_pipe.monitoring.held_out import HeldOut
+from mae_pipe.monitoring.watch import Watch
 from mae_pipe.optim import Groups, Plan, no_decay_below_two_dimensions, parameter_groups
 from mae_pipe.pixels import normalise
 from mae_pipe.recipe import Data, Pretrain
@@ -66,8 +69,10 @@ def pretrain(
     micro = Plan.of(recipe, 1, here.world).micro_batch
     share, begun = Share(here.rank, here.world, micro), begun_order(out)
     # Before the folder is made: a plugin that is not there should leave nothing behind.
-    task = construct(recipe, catalog, classes=len(Manifest.load(shards).classes))
+    classes = len(Manifest.load(shards).classes) or 1  # a method that learns them is refused below where there are none
+    task = construct(recipe, catalog, classes=classes)
     stream = stream_of(task, recipe, shards, split, share=share, catalog=catalog, begun=begun)
+    held_out = held_out_of(task, recipe, shards, split, share=share, catalog=catalog)
     plan = Plan.of(recipe, stream.images, here.world)
     run = Run(out, rank=here.rank)
     if resume == "none" or (resume == "auto" and not any(run.checkpoints.glob("step-*"))):
@@ -80,7 +85,7 @@ def pretrain(
     engine = Engine(task, groups_of(task, recipe), recipe, micro_batch=plan.micro_batch, average=recipe.ema)
     start = 0 if checkpoint is None else run.restore(engine, checkpoint)
     journal = Journal(out, active=here.rank == 0)
-    journal.cut(start)
+    journal.cut(start or -1)  # a run that begins anew reads its first numbers again
 
     tell = partial(publish, run, recipe, task.published)
     saver = run.saver(engine, recipe, plan, tell)
@@ -94,11 +99,16 @@ def pretrain(
         draw(0, engine)
     with Live("pretrain", plan.steps, start=start, console=console, active=here.rank == 0) as live:
         live.say(stream.about)
-        if task.batchwise and plan.accumulation > 1:
-            live.say(
-                f"{recipe.method.name} compares the images of a micro-batch: {plan.micro_batch * here.world} at once, "
-                f"not all {plan.global_batch} of a step; raise data.micro_batch where memory allows it"
-            )
+        for line in _notices(task, recipe, plan, held_out):
+            live.say(line)
+        watch = Watch(recipe, plan, held_out, task.signs, journal=journal, live=live)
+        if start == 0:
+            watch(0, engine)
+
+        def after_step(step: int) -> None:
+            draw(step, engine)
+            watch(step, engine)
+
         train(
             engine,
             stream,
@@ -116,23 +126,39 @@ def pretrain(
             key_of=stream.index.key,
             seen=seen,
             stepped=lambda step: task.after_step(step / plan.steps),
-            after_step=lambda step: draw(step, engine),
+            after_step=after_step,
         )
     journal.close()
     engine.close()
     stream.close()
+    if held_out is not None:
+        held_out.close()
+
+
+def _notices(task: Method, recipe: Pretrain, plan: Plan, held_out: object | None) -> Iterator[str]:
+    """What a run does otherwise than its recipe may seem to say."""
+    if task.batchwise and plan.accumulation > 1:
+        together = plan.global_batch // plan.accumulation
+        yield (
+            f"{recipe.method.name} compares the images of a micro-batch: {together} at once, "
+            f"not all {plan.global_batch} of a step; raise data.micro_batch where memory allows it"
+        )
+    if recipe.monitor.every_epochs and held_out is None:
+        yield (
+            f"monitor: the shards have no split {recipe.monitor.split!r}, so no image is held out and only the "
+            "training loss is watched; name another with monitor.split, or shard with --split val=0.02"
+        )
 
 
 def construct(recipe: Pretrain, catalog: Catalog, *, classes: int) -> Method:
     """The recipe's task; with ``engine.sharded_construction`` without its parameters, which the engine makes."""
-    make = partial(build, recipe, catalog, classes=classes)
-    task = deferred(make) if recipe.engine.sharded_construction else make()
-    if task.follows and recipe.engine.zero == 3:
+    if catalog.find("method", recipe.method.name).follows and recipe.engine.zero == 3:
         raise RecipeError(
             f"the method {recipe.method.name!r} has a part that follows the encoder, of which every process needs the "
             "whole; set engine.zero to 2 or less"
         )
-    return task
+    make = partial(build, recipe, catalog, classes=classes)
+    return deferred(make) if recipe.engine.sharded_construction else make()
 
 
 def stream_of(
@@ -144,21 +170,44 @@ def stream_of(
     share: Share,
     catalog: Catalog,
     begun: Begun | None = None,
+    rows: Numbers | None = None,
 ) -> Stream:
-    """The views that ``task`` wants of a split.
+    """The views that ``task`` wants of a split, or of some rows of it.
 
     Raises:
         DataError: it learns from labels, and an image has none.
     """
     stream = open_stream(
-        shards, split, recipe.data, seed=recipe.seed, share=share, catalog=catalog, views=len(task.views), begun=begun
+        shards,
+        split,
+        recipe.data,
+        seed=recipe.seed,
+        share=share,
+        catalog=catalog,
+        views=task.views,
+        begun=begun,
+        rows=rows,
     )
     if task.labelled and (stream.index.label < 0).any():
         raise DataError(
-            f"the method {recipe.method.name!r} learns from labels, and images of {shards} have none; shard a folder "
-            "with a subfolder for each class, or choose another method"
+            f"the method {recipe.method.name!r} learns from labels, and images of the split {split!r} of {shards} "
+            "have none; shard a folder with a subfolder for each class, or choose another method"
         )
     return stream
+
+
+def held_out_of(
+    task: Method, recipe: Pretrain, shards: Path, split: str, *, share: Share, catalog: Catalog
+) -> HeldOut | None:
+    """What ``monitor`` reads of the images that are held out; None where it is off, or there are none."""
+    if not recipe.monitor.every_epochs:
+        return None
+
+    def views(calm: Pretrain, of: str, rows: Numbers) -> Stream:
+        return stream_of(task, calm, shards, of, share=share, catalog=catalog, rows=rows)
+
+    several = len(task.views) > 1
+    return HeldOut.of(recipe, shards, split, share=share, several=several, catalog=catalog, views=views)
 
 
 def groups_of(task: Method, recipe: Pretrain) -> Groups:
@@ -191,9 +240,8 @@ def prepare(task: Method, stream: Stream, recipe: Pretrain, run: Run) -> None:
     for part in (target,) if sharded else (task,):
         if part is not None:
             part.to(device)
-    alone = Stream(
-        stream.shelf, recipe.data, seed=recipe.seed, share=Share(0, 1, recipe.data.micro_batch), views=len(task.views)
-    )
+    one = Share(0, 1, recipe.data.micro_batch)
+    alone = Stream(stream.shelf, recipe.data, seed=recipe.seed, share=one, views=task.views)
 
     def fit_and_check() -> None:
         with closing(alone.batches()) as batches:  # type: ignore[type-var]

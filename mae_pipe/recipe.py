@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from mae_pipe.changes import Changes, apply
 from mae_pipe.engine_tables import EngineChoice
 from mae_pipe.errors import RecipeError, closest
+from mae_pipe.monitoring.table import Monitor
 from mae_pipe.tables import (
     Chosen,
     Data,
@@ -52,6 +53,7 @@ __all__ = [
     "Logging",
     "MaskChoice",
     "Mixing",
+    "Monitor",
     "Optimizer",
     "Pretrain",
     "Recipe",
@@ -141,6 +143,7 @@ class Pretrain(Recipe):
     decoder: DecoderShape = DecoderShape()
     mask: MaskChoice = MaskChoice()
     target: TargetChoice = TargetChoice()
+    monitor: Monitor = Monitor()
 
     @model_validator(mode="after")
     def _divides(self) -> Pretrain:

@@ -25,9 +25,10 @@ def recompute(task: nn.Module, blocks: int) -> None:
 
 
 def blocks_of(task: nn.Module) -> list[nn.Module]:
-    """What is in the lists called ``blocks``, in the order of the model."""
+    """What is in the lists called ``blocks``, in the order of the model; frozen ones only where none trains."""
     lists = [part for name, part in task.named_modules() if name.rpartition(".")[2] == "blocks"]
-    return [block for part in lists for block in part.children()]
+    found = [block for part in lists for block in part.children()]
+    return [block for block in found if any(p.requires_grad for p in block.parameters())] or found
 
 
 def _forgetful(forward: Callable[..., Any]) -> Callable[..., Any]:

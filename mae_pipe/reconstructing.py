@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mae_pipe import pictures, runs
+from mae_pipe.building import build
 from mae_pipe.catalog import Catalog
 from mae_pipe.data import decode
 from mae_pipe.data.admit import Wishes, admit
@@ -26,6 +27,7 @@ from mae_pipe.data.stream import Stream
 from mae_pipe.direct import shards_of
 from mae_pipe.disk import going_on_without
 from mae_pipe.errors import DataError, RunError
+from mae_pipe.method import Method
 from mae_pipe.pixels import pixels_of
 from mae_pipe.recipe import Data, Pretrain, parse
 from mae_pipe.tasks import MaskedAutoencoder, Reconstruction, view_of
@@ -94,7 +96,17 @@ def load(
         values["mask"] |= {"name": mask, "options": {}}
     chosen = parse(values, str(run / "recipe.json"))
     assert isinstance(chosen, Pretrain)
-    task = MaskedAutoencoder.from_recipe(chosen, catalog)
+    task = build(chosen, catalog)
+    if not isinstance(task, MaskedAutoencoder):
+        raise RunError(
+            f"{run} was pretrained by {recipe.method.name!r}, which predicts no patches; "
+            "give a run of a masked autoencoder"
+        )
+    return chosen, task.eval(), fill(task, run)
+
+
+def fill(task: Method, run: Path) -> int:
+    """Put a run's newest weights into its method; their step."""
     path = run / WEIGHTS
     if not path.is_file():
         raise RunError(f"{run} has no {WEIGHTS} yet; it is written with the first checkpoint, so let the run go on")
@@ -106,7 +118,7 @@ def load(
     except (SafetensorError, RuntimeError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise RunError(f"{path} does not hold the weights of this run's recipe: {first}; resume the run") from error
-    return chosen, task.eval(), step
+    return step
 
 
 def given(paths: Sequence[Path], data: Data) -> tuple[Batch, list[str]]:
@@ -129,13 +141,9 @@ def given(paths: Sequence[Path], data: Data) -> tuple[Batch, list[str]]:
 
 
 def fixed(shards: Path | str, split: str, data: Data, count: int, catalog: Catalog) -> tuple[Batch, list[str]]:
-    """``count`` images spread evenly over a split, always the same ones, and their keys.
-
-    Where shards have to be fetched, those of one shard.
-    """
+    """``count`` images spread evenly over a split, always the same ones, and their keys."""
     shelf = Shelf(shards_of(shards, catalog), split, catalog)
-    among = shelf.split.shards[0].images if shelf.depot.far and shelf.split.shards else len(shelf.index)
-    rows = np.unique(np.linspace(0, among - 1, count).round().astype(np.int64))
+    rows = shelf.spread(count)
     calm = data.model_copy(update={"workers": 0})
     stream = Stream(shelf, calm, seed=0, share=Share(micro_batch=len(rows)), training=False, rows=rows)
     try:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from mae_pipe import __version__, recipe
+from mae_pipe import __version__, machine, recipe
 from mae_pipe.catalog import Catalog
 from mae_pipe.checkpoints import Archive, check, read_record
 from mae_pipe.data import region
@@ -36,6 +36,7 @@ from mae_pipe.weights import Entry, write_safetensors
 FREE = (  # a resumed run may change them
     "about",
     "logging",
+    "monitor",
     "saving",
     "faults",
     "eval_every_epochs",
@@ -282,6 +283,7 @@ def _session() -> dict[str, Any]:
     """What is said of every command that works on a run."""
     return {
         "mae_pipe": __version__,
+        "machine": machine.named(),
         "command": [without_keys(word) for word in sys.argv],
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

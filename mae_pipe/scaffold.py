@@ -18,11 +18,17 @@ WORDS = {
     "mask": "a mask sampler",
     "target": "a reconstruction target",
     "head": "a head",
+    "method": "a method of pretraining",
     "shards": "a shard format",
     "source": "a source of images",
 }
-SUFFIXES = {"mask": "Mask", "target": "Target", "head": "Head", "shards": "Shards", "source": "Source"}  # of a class
-OPTIONS = {"mask": "pull = 2.0", "target": "power = 2.0", "head": "dropout = 0.1"}  # of the examples, for the README
+SUFFIXES = {kind: kind.capitalize() for kind in WORDS}  # of a class
+OPTIONS = {  # of the examples, for the README
+    "mask": "pull = 2.0",
+    "target": "power = 2.0",
+    "head": "dropout = 0.1",
+    "method": "noise = 0.5",
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ def write(kind: str, name: str, folder: Path | None = None, *, catalog: Catalog)
     """Write the package ``mae-pipe-NAME`` into ``folder``, by default one of that name here.
 
     Raises:
-        PluginError: the kind has no contract yet, the name cannot be one or is taken, or the folder is not empty.
+        PluginError: there is no such kind, the name cannot be one or is taken, or the folder is not empty.
     """
     if kind not in WORDS:
         raise PluginError(f"there is no contract for the kind {kind!r} to write; choose {', '.join(WORDS)}")

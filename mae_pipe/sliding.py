@@ -134,13 +134,14 @@ class Slider:
         whole = crops.Cut((0, 0, width, height), (width, height))
         stored, data = shelf.read(number), shelf.read_map(number)
         try:
-            image = decode.view_of(stored, self._data.channels, whole, (height, width), self._filter)
+            image = np.empty((1, self._data.channels, height, width), np.uint8)
+            decode.views(stored, [whole], [image], self._filter)
             truth = np.asarray(decode.map_of(data)).astype(np.int64)
         except MemoryError:
             raise
         except Exception as error:  # decoders of damaged files raise whatever they like
             raise shelf.undecodable(number, error) from error
-        return image.transpose(2, 0, 1), truth
+        return image[0], truth
 
     def _cut(self, pixels: NDArray[np.uint8], top: int, left: int) -> NDArray[np.uint8]:
         """[C, H, W]: a window; beyond an image that is smaller, the mean colour."""

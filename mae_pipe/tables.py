@@ -142,10 +142,12 @@ class EncoderShape(Table):
     patch: Positive | tuple[Positive, Positive] = 16  # P, pixels; or rows and columns
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
     drop_path: Share = 0.0
+    dropout: Share = 0.0  # after the positions, and after attention and both layers of every MLP
     class_tokens: Annotated[int, Field(ge=0)] = 1  # T; those after the first are what timm calls register tokens
     mask_tokens: bool = False  # the encoder sees a learned token at hidden patches (table 1c), not only visible ones
     qk_norm: bool = False  # a norm of queries and keys (Dehghani et al. 2023)
     layer_scale: Annotated[float, Field(gt=0)] | None = None  # first scale of every residual (CaiT, BEiT)
+    positions: Literal["fixed", "learned"] = "fixed"  # in pretraining; learned ones begin as the fixed table (DINO)
 
     @property
     def sides(self) -> tuple[int, int]:

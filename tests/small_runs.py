@@ -41,8 +41,10 @@ def narrow(name: str, depth: int = 2) -> list[str]:
     """Changes that make a pretraining recipe's networks four numbers a head wide."""
     loaded = recipe.load(name)
     assert isinstance(loaded, recipe.Pretrain)
-    widths = [f"{part}.width={4 * getattr(loaded, part).heads}" for part in ("encoder", "decoder")]
-    return [*widths, f"encoder.depth={depth}", "decoder.depth=1"]
+    parts = ["encoder", *({"decoder"} & loaded.model_fields_set)]  # a method without one has no such table
+    widths = [f"{part}.width={4 * getattr(loaded, part).heads}" for part in parts]
+    heads = [f"method.options.{name}=16" for name in ("out", "hidden", "bottleneck") if name in loaded.method.options]
+    return [*widths, *heads, f"encoder.depth={depth}", *(f"{part}.depth=1" for part in parts[1:])]
 
 
 def settings(changes: list[str]) -> list[str]:

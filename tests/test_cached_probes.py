@@ -132,7 +132,7 @@ def test_few_labels_and_an_untrained_encoder_have_results_of_their_own(run: Path
         ("probe-cached-4", "cached", True),
     }
     assert outcome.pays(outcome.results(run)) is False  # no two of the same kind
-    assert "Linear probe, best rate, untrained" in render(run)
+    assert "Linear probe, best rate, untrained" in render([run])
 
 
 @pytest.mark.parametrize("choice", ["lars", "sgd", "adamw"])

@@ -11,6 +11,7 @@ import pytest
 
 from mae_pipe import testing
 from mae_pipe.catalog import Catalog
+from tests import faulty_methods
 
 MASK = '''
 """A sampler."""
@@ -141,7 +142,7 @@ class Reader(ShardReader):
         return data
 '''
 
-RIGHT = {"mask": MASK, "target": TARGET, "head": HEAD, "shards": SHARDS}
+RIGHT = {"mask": MASK, "target": TARGET, "head": HEAD, "shards": SHARDS, "method": faulty_methods.METHOD}
 SCORES = "rng.uniform(grid.size) - self.pull * places"
 TRUTH = "self.scale * (patchify(images, self.view.patch).float() - self.mean.float())"
 LOSS = "(prediction.float() - truth).square().mean(-1)"
@@ -239,6 +240,7 @@ WRONG = [
     ("shards", "names damage", 'raise DataError(f"{self.path} is cut")', "raise IndexError", "cut raised IndexError"),
     ("shards", "names damage", 'raise DataError(f"{self.path} is cut")', "pass", "cut said nothing; raise a DataError"),
     ("shards", "ignores global randomness", 'file.write(b"it")', 'file.write(b"it"); random.random()', "Python's"),
+    *(("method", *defect) for defect in faulty_methods.WRONG),
 ]  # fmt: skip
 
 

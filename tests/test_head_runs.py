@@ -133,7 +133,7 @@ def test_a_head_learns_from_its_own_labels_and_reports_what_a_direct_count_gives
     assert [step for step, _ in found.curve] == [21, 42, 45]
     word = {"miou": "mIoU", "map": "mAP", "top1": "top-1"}[metric]
     assert (found.metric, found.is_share) == (word, metric == "top1")
-    assert word in render(run)
+    assert word in render([run])
 
 
 def test_neighbours_vote_without_training(run: Path) -> None:

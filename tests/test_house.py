@@ -146,18 +146,22 @@ def test_every_built_in_recipe_is_complete_in_itself(name: str) -> None:
     }
     free = {"mask.options", "target.options", "head.options", "optimizer.layer_decay", "optimizer.name"}
     free |= {f"engine.{key}" for key in recipe.EngineChoice.model_fields} - {"engine.zero", "engine.precision"}
-    free |= {f"encoder.{key}" for key in ("class_tokens", "mask_tokens", "qk_norm", "layer_scale")} | {"target.loss_on"}
+    free |= {
+        f"encoder.{key}" for key in ("class_tokens", "mask_tokens", "qk_norm", "layer_scale", "dropout", "positions")
+    } | {"target.loss_on"}
     free |= {"method.name", "method.options", "optimizer.weight_decay_end", "optimizer.decay_all"}
     tables = (
         {"mask", "target", "decoder"} if isinstance(loaded, recipe.Pretrain) and loaded.method.name != "mae" else set()
     )
     free |= {f"{table}.{key}" for table in tables for key in type(getattr(loaded, table)).model_fields}
+    free |= {"logging.pictures_every_epochs"} if tables else set()
     free |= {"saving.keep_every_epochs", "saving.background", *(f"faults.{k}" for k in recipe.FaultChoice.model_fields)}
     free |= {"data.order", "data.window", "data.lanes", "data.worker_kind"}
     lars, adamw = {"optimizer.momentum", "optimizer.trust"}, {"optimizer.betas", "optimizer.eps"}
     free |= adamw if loaded.optimizer.name in ("lars", "sgd") else lars
     free |= {"data.crop_share", "data.jitter", "data.interpolation", "data.randaugment", "data.erase"}
     free |= {f"mixing.{key}" for key in recipe.Mixing.model_fields}
+    free |= {f"monitor.{key}" for key in recipe.Monitor.model_fields}
     free |= {f"sliding.{key}" for key in recipe.Sliding.model_fields} | {"schedule.shape"}
     free |= {"data.crop_scale", "data.crop_ratio"} if loaded.data.crop in ("centre", "none") else {"data.centre_share"}
     if not isinstance(loaded, recipe.Pretrain):  # what the pretrained run says

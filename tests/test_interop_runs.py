@@ -58,7 +58,7 @@ def test_an_imported_run_is_probed_and_the_probe_goes_to_transformers(tmp_path: 
     assert theirs.config.id2label == {0: "across", 1: "down"}
     with torch.no_grad():
         near(logits_of(probe.folder, images(32)), theirs(images(32)).logits)
-    assert "in.pth" in reporting.render(tmp_path / "run")
+    assert "in.pth" in reporting.render([tmp_path / "run"])
 
 
 def test_a_finetuned_run_goes_to_timm_and_comes_back(tmp_path: Path, shards: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from timm.models.vision_transformer import Block as TimmBlock
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -351,8 +351,16 @@ def test_what_cannot_be_trained_is_refused_in_one_sentence(changes: dict[str, An
 
 
 def test_images_that_do_not_split_into_patches_are_refused() -> None:
-    with pytest.raises(ValueError, match="30 x 30 pixels do not split into 4 x 4"):
+    with pytest.raises(ValueError, match="30 x 30 pixels do not split into patches of 8 x 8"):
         build_encoder(ENCODER, SIZE)(torch.zeros(1, 3, 30, 30))
+
+
+def test_learned_positions_learn_from_images_of_any_size() -> None:
+    assert not isinstance(build_encoder(ENCODER, SIZE).pos_embed, nn.Parameter)
+    encoder = build_encoder(ENCODER.model_copy(update={"positions": "learned"}), SIZE)
+    encoder(torch.randn(2, 3, 2 * PATCH, 5 * PATCH)).square().sum().backward()
+    assert encoder.pos_embed.grad is not None
+    assert bool(encoder.pos_embed.grad.any(dim=2).all())
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from mae_pipe.autoencoder import build_encoder
 from mae_pipe.contracts import Grid
 from mae_pipe.positions import resized, sincos_positions
+from mae_pipe.recipe import EncoderShape
 
 Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
@@ -59,3 +61,22 @@ def test_a_larger_table_says_the_same_places() -> None:
     parts = table[8:10, 8:10].mean(dim=(0, 1))
     assert torch.allclose(parts, official[4, 4], atol=0.05)
     assert not torch.allclose(parts, official[4, 5], atol=0.05)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_images_of_another_size_get_the_table_of_their_grid(learned: bool) -> None:
+    """As an encoder of that size with the interpolated table; what has the usual size is computed as before."""
+    torch.manual_seed(0)
+    shape = EncoderShape(width=32, depth=2, heads=2, patch=(4, 8), class_tokens=2)
+    positions: Literal["learned", "fixed"] = "learned" if learned else "fixed"
+    encoder = build_encoder(shape, (24, 32), positions=positions)
+    small = build_encoder(shape, (12, 40), positions=positions)
+    given = encoder.state_dict()
+    small.load_state_dict(given | {"pos_embed": resized(given["pos_embed"], Grid(6, 4), Grid(3, 5))})
+    images = torch.randn(2, 3, 12, 40)
+    assert torch.allclose(encoder(images), small(images), atol=1e-5)
+    assert torch.allclose(encoder.after_blocks(images, (0, 1)), small.after_blocks(images, (0, 1)), atol=1e-5)
+    encoder(images).square().sum().backward()
+    assert (encoder.pos_embed.grad is not None) == learned
+    with pytest.raises(ValueError, match="do not split into patches of 4 x 8"):
+        encoder(torch.randn(1, 3, 24, 30))

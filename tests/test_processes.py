@@ -29,6 +29,7 @@ from mae_pipe.data.stream import Stream, open_stream
 from mae_pipe.direct import shards_of
 from mae_pipe.errors import DataError, TrainingError
 from mae_pipe.sharding import build
+from mae_pipe.views import Crop
 from tests.batches import assert_same, first
 from tests.servers import of_folder, serving
 
@@ -111,7 +112,7 @@ def memory() -> int:
         (5, {"share": Share(micro_batch=3)}),
         (2, {"labels": "multi"}),
         (2, {"labels": "map", "crop": "fixed"}),
-        (2, {"views": 2, "jitter": (0.4, 0.4, 0.4, 0.1)}),
+        (2, {"views": (Crop(), Crop(scale=(0.05, 0.25)), Crop(size=8)), "jitter": (0.4, 0.4, 0.4, 0.1)}),
         (2, {"repeats": 3, "crop": "centre", "size": (24, 16), "interpolation": "lanczos"}),
     ],
 )

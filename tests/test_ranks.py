@@ -122,3 +122,12 @@ def test_every_rank_is_told_the_maxima_of_all_one_call_later(found: dict[int, li
         maxima = [{"stop": int(n >= 2), "most": 10 * n + world - 1, "least": -10 * n} for n in range(5)]
         expected = [*maxima, unsaid] if world == 1 else [unsaid, *maxima]
         assert [rank["agreed"] for rank in told] == [expected] * world
+
+
+def test_a_monitor_reads_the_same_on_any_number_of_ranks(found: dict[int, list[dict[str, Any]]]) -> None:
+    alone = found[1][0]["reading"]
+    assert alone.keys() == {"held_out_loss", "rankme", "cosine", "alignment", "uniformity", "knn"}
+    assert alone["alignment"] > 0
+    for told in found.values():
+        assert told[0]["reading"] == pytest.approx(alone, rel=1e-5)
+        assert all(one["reading"] == {} for one in told[1:])

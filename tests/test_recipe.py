@@ -47,6 +47,9 @@ def test_the_options_of_a_plugin_go_with_its_name() -> None:
     assert head("head.name=knn") == recipe.Chosen(name="knn")
     for changes in (("head.name=knn", "head.options.k=3"), ("head.options.k=3", "head.name=knn")):
         assert head(*changes) == recipe.Chosen(name="knn", options={"k": 3})
+    other = recipe.load("digits_supervised", ["method.name=mine"])
+    assert isinstance(other, recipe.Pretrain)
+    assert other.method == recipe.Chosen(name="mine")
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ def test_a_plugin_that_is_not_there_leaves_no_run_behind(finished: Path, tmp_pat
 
 def test_a_run_records_its_plugins_and_says_when_one_has_changed(finished: Path, tmp_path: Path) -> None:
     used = {entry["kind"]: entry for entry in runs.about(finished / "run")["plugins"]}
-    assert set(used) == {"mask", "target", "shards"}
+    assert set(used) == {"method", "mask", "target", "shards"}
     assert used["mask"]["package"] == "mae-pipe"
     assert len(used["target"]["sha256"]) == 64
     shutil.copytree(finished / "run", tmp_path / "run")

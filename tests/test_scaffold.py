@@ -16,7 +16,14 @@ from mae_pipe.cli.plugins import plugins
 from mae_pipe.errors import PluginError
 
 ROOT = Path(__file__).parent.parent
-NAMES = {"mask": "my-mask", "target": "my_target", "head": "mine", "shards": "mine2", "source": "mine3"}
+NAMES = {
+    "mask": "my-mask",
+    "target": "my_target",
+    "head": "mine",
+    "method": "denoise",
+    "shards": "mine2",
+    "source": "mine3",
+}
 PIP = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-index", "--no-deps"]
 
 
@@ -59,7 +66,7 @@ def test_the_packages_train_under_zero_3(site: Path, written: dict[str, Path], t
     tests = [str(folder / "tests") for kind, folder in written.items() if kind not in ("shards", "source")]
     done = run(site, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "zero", *tests, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 passed" in done.stdout
+    assert "4 passed" in done.stdout
 
 
 def test_the_packages_are_listed_with_their_version_of_the_interface(site: Path, tmp_path: Path) -> None:
@@ -69,6 +76,7 @@ def test_the_packages_are_listed_with_their_version_of_the_interface(site: Path,
         ["mask", "my-mask", "mae-pipe-my-mask"],
         ["target", "my_target", "mae-pipe-my-target"],
         ["head", "mine", "mae-pipe-mine"],
+        ["method", "denoise", "mae-pipe-denoise"],
         ["shards", "mine2", "mae-pipe-mine2"],
         ["source", "mine3", "mae-pipe-mine3"],
     ]
@@ -117,9 +125,9 @@ def test_the_packages_are_typed(written: dict[str, Path], tmp_path: Path) -> Non
         ("mask", "block", "there is a mask plugin 'block' already, of mae-pipe; choose another name"),
         ("head", "plugins", "a package mae_pipe_plugins is installed already"),
         (
-            "method",
+            "loader",
             "mine",
-            "there is no contract for the kind 'method' to write; choose mask, target, head, shards, source",
+            "there is no contract for the kind 'loader' to write; choose mask, target, head, method, shards, source",
         ),
     ],
 )

@@ -95,11 +95,11 @@ def test_the_page_leads_from_an_empty_folder_to_a_checked_plugin(image_folder: P
     ours = ["mask", "stripes", "mae-pipe-stripes"]
     assert [ours in rows(text) for text in listed] == [True, False]  # before and after it was removed
     checks = [(line, texts[0].splitlines()[-1]) for line, texts in said.items() if "plugins check" in line]
-    assert len(checks) == 5
+    assert len(checks) == 6
     assert all(last.endswith("passed") or last.endswith("skipped") for _, last in checks), checks
     assert (shell.folder / "stripes.png").read_bytes()[:4] == b"\x89PNG"
     assert len(list((shell.folder / "dist").glob("mae_pipe_stripes-*.whl"))) == 1
-    for run in ("RUN", "RUN2"):
+    for run in ("RUN", "RUN2", "RUN3"):
         assert (shell.folder / run / "encoder.safetensors").is_file()
 
 
@@ -108,7 +108,7 @@ def test_the_pages_plugins_keep_their_contracts(tmp_path: Path, monkeypatch: pyt
     for name, block in files.items():
         (tmp_path / name).write_text(block)
     catalog = Catalog(files=tuple(tmp_path / name for name in files if not name.startswith("test_")))
-    for kind, plugin in (("mask", "stripes"), ("target", "mean_colour"), ("head", "centres")):
+    for kind, plugin in (("mask", "stripes"), ("target", "mean_colour"), ("head", "centres"), ("method", "agree")):
         results = list(testing.run(kind, plugin, catalog=catalog, fast=True))
         assert {result.check: result.detail for result in results if result.outcome == "failed"} == {}
     monkeypatch.syspath_prepend(tmp_path)
@@ -119,7 +119,8 @@ def test_the_pages_plugins_keep_their_contracts(tmp_path: Path, monkeypatch: pyt
 def test_there_are_commands_and_files() -> None:
     assert len(commands()) >= 15
     files = [name for language, _, before in blocks() if language == "python" and (name := file_of(before))]
-    assert files == ["mae-pipe-stripes/mae_pipe_stripes/stripes.py", "mean_colour.py", "centres.py", "test_mine.py"]
+    assert files[0] == "mae-pipe-stripes/mae_pipe_stripes/stripes.py"
+    assert files[1:] == ["mean_colour.py", "centres.py", "agree.py", "test_mine.py"]
 
 
 def test_every_subcommand_is_on_the_page() -> None:
@@ -128,7 +129,7 @@ def test_every_subcommand_is_on_the_page() -> None:
 
 
 def test_the_table_of_checks_is_complete() -> None:
-    rows = re.findall(r"^\| ([a-z0-9 ]+) \|((?: x? ?\|){5})", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    rows = re.findall(r"^\| ([a-z0-9 ]+) \|((?: x? ?\|){6})", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     kinds = list(CHECKS)
     table = {kind: [name for name, marks in rows if "x" in marks.split("|")[kinds.index(kind)]] for kind in kinds}
     assert {kind: sorted(names) for kind, names in table.items()} == {k: sorted(testing.checks(k)) for k in kinds}

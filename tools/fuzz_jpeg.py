@@ -101,14 +101,19 @@ def main() -> None:
     for case in range(cases):
         data, width, height = good[int(draw.integers(0, len(good)))]
         bad = mutated(draw, data, good[int(draw.integers(0, len(good)))][0])
-        size = SIZES[int(draw.integers(0, len(SIZES)))]
-        cuts = tuple(cut(draw, width, height, size) for _ in range(int(draw.choice([1, 1, 1, 2, 4]))))
-        out = np.empty((len(cuts), 3, size[1], size[0]), np.uint8)
+        sizes = [SIZES[int(number)] for number in draw.integers(0, len(SIZES), int(draw.choice([1, 1, 2])))]
+        outs: list[Any] = []
+        cuts: tuple[Any, ...] = ()
+        for size in sizes:
+            count = int(draw.choice([1, 1, 1, 2, 4]))
+            cuts += tuple(cut(draw, width, height, size) for _ in range(count))
+            outs.append(np.empty((count, 3, size[1], size[0]), np.uint8))
+        out = outs[0]
         _native.vectors(int(draw.integers(0, 3)))
         marks = marks_for(draw, data, bad) if draw.random() < 0.7 else None
         try:
             whole = (width, height) if case % 2 else ()
-            read = _native.view_jpeg(bad, marks, out, cuts, int(draw.integers(0, 2)), True, *whole)
+            read = _native.view_jpeg(bad, marks, tuple(outs), cuts, int(draw.integers(0, 2)), True, *whole)
             outcomes["pictures" if read else "left to Pillow"] += 1
         except ValueError:
             outcomes["refused"] += 1

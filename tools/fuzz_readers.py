@@ -268,7 +268,7 @@ class _Readers:
                         for row in range(stream.images):
                             try:
                                 pixels, maps = stream._form.memory(1)
-                                space = pixels.numpy(), None if maps is None else maps.numpy()
+                                space = [pixels[0].numpy()], None if maps is None else maps.numpy()
                                 stream._filler.prepare(_one(row), _one(row), *space)([0])
                                 stream._form.batch(_one(row), _one(row), pixels, maps)
                                 stored = stream.shelf.read(row)

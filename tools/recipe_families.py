@@ -71,6 +71,8 @@ Expected: {f"{result} ({where})" if result else where}.
             lines["engine.zero"] = "2  # ours; changes memory only"
         if pixel:
             lines["target.name"] = '"pixel"  # paper, section 3 and table 1: the baseline of its ablations'
+        if pixel or size != "base_patch16":
+            lines["monitor.band"] = "[]  # ours: no curve of it is known to us"
         if epochs == 1600:
             lines["schedule.epochs"] = "1600.0  # paper, table 3 and figure 7; of the released models"
         yield Derived("pretraining", "mae_vit_base_patch16", f"mae_vit_{name}", head, lines)

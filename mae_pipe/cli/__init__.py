@@ -63,7 +63,7 @@ class _Verbs(click.Group):
         "evaluate": "Measure a finetuned or probed run on any labelled images.",
         "slurm": "Write a batch script for a run on many nodes.",
         "reconstruct": "Draw what a run predicts for images.",
-        "report": "Write a run's report.html.",
+        "report": "Write the page of a run, or of several compared.",
         "reproduce": "Run the paper's tables and compare.",
         "plugins": "List the installed plugins; show, write or check one.",
         "recipes": "List, show, compare or copy recipes.",

@@ -64,10 +64,13 @@ def _short(chosen: Pretrain, catalog: Catalog, images: int) -> None:
     steps = Plan.of(chosen, images, 1)
     total = found.encoder_parameters + found.decoder_parameters
     table = Table(box=box.SIMPLE_HEAD, show_header=False, pad_edge=False)
+    masked = found.decoder_tokens > 0
+    beside = "decoder" if masked else "beside it"
     rows = {
-        "parameters": f"{total:,}: encoder {found.encoder_parameters:,}, decoder {found.decoder_parameters:,}",
-        "patches": f"{found.patches}, {found.visible} of them visible",
-        "tokens": f"{found.encoder_tokens} in the encoder, {found.decoder_tokens} in the decoder",
+        "parameters": f"{total:,}: encoder {found.encoder_parameters:,}, {beside} {found.decoder_parameters:,}",
+        "patches": f"{found.patches}, {found.visible} of them visible" if masked else f"{found.patches}",
+        "tokens": f"{found.encoder_tokens} in the encoder"
+        + (f", {found.decoder_tokens} in the decoder" if masked else ""),
         "forward": f"{found.forward / 1e9:.2f} GFLOPs an image",
         "training": f"{found.training / 1e9:.2f} GFLOPs an image",
         "a step": f"{found.training * steps.global_batch / 1e12:,.2f} TFLOPs for {steps.global_batch:,} images",

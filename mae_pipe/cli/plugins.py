@@ -51,7 +51,7 @@ def _options(command: F) -> F:
 @_plugin_files
 @click.pass_context
 def plugins(context: click.Context, files: tuple[Path, ...]) -> None:
-    """List the installed plugins: mask samplers, targets, heads, shard formats, sources; show, write or check one."""
+    """List the installed plugins: masks, targets, heads, methods, shard formats, sources; show, write or check one."""
     if context.invoked_subcommand is None:
         context.invoke(list_plugins, files=files)
     elif files:
@@ -155,7 +155,7 @@ def _toml(value: Any) -> str:
 @click.argument("name")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER", help="Where; by default mae-pipe-NAME, here.")
 def new(kind: str, name: str, out: Path | None) -> None:
-    """Write a package with one plugin of a KIND (mask, target, head, shards, source), to install, test and change."""
+    """Write a package with one plugin of a KIND (mask, target, head, method, shards, source), to install and change."""
     from mae_pipe import scaffold
 
     _known(kind)

@@ -8,13 +8,23 @@ import click
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="The page to write.  [default: RUN/report.html]")
-def report(run: Path, out: Path | None) -> None:
-    """Write RUN's report: one page with its curves, pictures, results, recipe and environment.
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The page to write.  [default: RUN/report.html; of several runs report.html here]",
+)
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Write the page of RUN, or of several runs compared.
 
-    The page is one file that loads nothing, so it can be sent to anybody.
+    One run: its curves, monitors, warnings, pictures, results, recipe and environment. Several, of any methods: a
+    table that sorts, their curves in the same charts, reconstructions side by side, probes and finetunings with means
+    over seeds, and in what recipes and environments differ. RUN is a pretraining run, a probe or a finetuning; these
+    stand with their pretraining run where it is given too.
+
+    The page is one file that loads nothing, so it can be sent to anybody. It can be read without scripts; with them
+    its tables sort, and its address, as report.html#sort=runs.loss, says how.
     """
     from mae_pipe import report as write
 
-    click.echo(write(run, out))
+    click.echo(write(runs, out))

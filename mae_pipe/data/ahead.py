@@ -32,7 +32,8 @@ def run(
 
     def prepared(numbers: Numbers, positions: Numbers) -> tuple[Batch, Callable[[Iterable[int]], None]]:
         pixels, maps = form.memory(len(numbers))
-        fill = filler.prepare(numbers, positions, pixels.numpy(), None if maps is None else maps.numpy())
+        arrays = tuple(group.numpy() for group in pixels)
+        fill = filler.prepare(numbers, positions, arrays, None if maps is None else maps.numpy())
         return form.batch(numbers, positions, pixels, maps), fill
 
     if workers == 0:

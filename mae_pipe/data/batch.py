@@ -16,12 +16,12 @@ class Batch:
     """One rank's micro-batch.
 
     Attributes:
-        pixels: [B, C, H, W] uint8; [B, V, C, H, W] where several views of an image were asked for.
+        pixels: [B, C, H, W] uint8; [B, V, C, H, W] where several views of an image and of one size were asked for.
         labels: [B] int64 classes, -1 where an image has none; or [B, classes] float32 of 0 and 1, where images
             have several; or [B, H, W] int64 classes of pixels, cropped as the image, ``IGNORE`` where none.
         numbers: [B] int64, rows of the sample index; -1 marks padding (evaluation only).
         positions: [B] int64, places in the stream; they key every random number.
-        others: views of other sizes, those of one size together: each [B, V, C, h, w] uint8.
+        others: further views, those of one size that follow one another together: each [B, V, C, h, w] uint8.
     """
 
     pixels: Tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,13 +46,22 @@ def _check_size(stored: Stored, right: bool) -> None:
         raise DataError(f"it is no image of {stored.width} x {stored.height} pixels, as its index says")
 
 
-def view_of(
-    stored: Stored, channels: int, cut: crops.Cut, size: tuple[int, int], resampling: Image.Resampling
-) -> NDArray[np.uint8]:
-    """[H, W, C], ``size``: the cut of a stored image."""
-    if stored.encoding == "yuv420":
-        return planar.view(stored.data, stored.width, stored.height, cut, size, resampling)
-    return view(picture(stored, channels), cut, size, resampling)
+def views(
+    stored: Stored,
+    cuts: Sequence[crops.Cut],
+    outs: Sequence[NDArray[np.uint8]],
+    resampling: Image.Resampling,
+) -> None:
+    """Fill all views of ``outs``, each [views, C, h, w], with cuts of a stored image, which is decoded once."""
+    planes = stored.encoding == "yuv420"
+    whole = None if planes else picture(stored, outs[0].shape[1])
+    for cut, out in zip(cuts, (out for several in outs for out in several), strict=True):
+        size = out.shape[1], out.shape[2]
+        if whole is None:
+            seen = planar.view(stored.data, stored.width, stored.height, cut, size, resampling)
+        else:
+            seen = view(whole, cut, size, resampling)
+        out[:] = seen.transpose(2, 0, 1)
 
 
 def map_of(data: bytes | memoryview) -> Image.Image:

@@ -11,6 +11,7 @@ from mae_pipe.data.fill import Wanted
 from mae_pipe.data.layout import Layout, Numbers
 from mae_pipe.data.shelf import Shelf
 from mae_pipe.errors import DataError
+from mae_pipe.views import groups
 
 
 class Form:
@@ -22,31 +23,34 @@ class Form:
     """
 
     def __init__(self, shelf: Shelf, wanted: Wanted) -> None:
-        self._shelf, self._index, self._kind, self._views = shelf, shelf.index, wanted.labels, wanted.views
+        self._shelf, self._index, self._kind = shelf, shelf.index, wanted.labels
         self._classes = len(shelf.manifest.classes_of(wanted.labels))
-        self._view = (wanted.data.channels, *wanted.data.sides)
+        self._channels, self._groups = wanted.data.channels, groups(wanted.views, wanted.data.sides)
         self._pin = torch.cuda.is_available()
 
     def layout(self, count: int) -> Layout:
         """Of ``count`` images."""
-        return Layout((count, self._views, *self._view), (count, *self._view[1:]) if self._kind == "map" else None)
+        pixels = tuple((count, views, self._channels, *sides) for sides, views in self._groups)
+        return Layout(pixels, (count, *self._groups[0][0]) if self._kind == "map" else None)
 
-    def memory(self, count: int) -> tuple[Tensor, Tensor | None]:
+    def memory(self, count: int) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Pixels and maps for ``count`` images, page-locked where there is a GPU."""
         layout = self.layout(count)
-        pixels = torch.empty(layout.pixels, dtype=torch.uint8, pin_memory=self._pin)
+        pixels = tuple(torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin) for shape in layout.pixels)
         if layout.maps is None:
             return pixels, None
         return pixels, torch.empty(layout.maps, dtype=torch.int64, pin_memory=self._pin)
 
-    def batch(self, numbers: Numbers, positions: Numbers, pixels: Tensor, maps: Tensor | None) -> Batch:
+    def batch(self, numbers: Numbers, positions: Numbers, pixels: tuple[Tensor, ...], maps: Tensor | None) -> Batch:
         """The batch of such memory."""
         self._shelf.check_rows(numbers[numbers >= 0])
+        first, *others = pixels
         return Batch(
-            pixels if self._views > 1 else pixels[:, 0],
+            first if first.shape[1] > 1 else first[:, 0],
             self._labels(numbers) if maps is None else maps,
             torch.from_numpy(numbers.astype(np.int64)),
             torch.from_numpy(positions),
+            tuple(others),
         )
 
     def _labels(self, numbers: Numbers) -> Tensor:

@@ -17,7 +17,7 @@ STEP = 64  # bytes: where an array may begin
 class Arrays(NamedTuple):
     """Those of one batch; ``numbers`` and ``positions`` say what is to be filled into the others."""
 
-    pixels: NDArray[np.uint8]  # [B, V, C, H, W]
+    pixels: tuple[NDArray[np.uint8], ...]  # each [B, V, C, h, w]
     maps: NDArray[np.int64] | None  # [B, H, W]
     numbers: Numbers  # [B]
     positions: Numbers  # [B]
@@ -28,11 +28,11 @@ class Layout:
     """The shapes of a batch's arrays, and where each lies in one piece of memory.
 
     Attributes:
-        pixels: [B, V, C, H, W] uint8.
+        pixels: of the views of each size: [B, V, C, h, w] uint8.
         maps: [B, H, W] int64, or None where no maps are wanted.
     """
 
-    pixels: Shape
+    pixels: tuple[Shape, ...]
     maps: Shape | None
 
     @property
@@ -42,8 +42,9 @@ class Layout:
 
     @property
     def _parts(self) -> list[tuple[Shape, DTypeLike]]:
-        count = self.pixels[:1]
-        return [(self.pixels, np.uint8), (self.maps or (0,), np.int64), (count, np.int64), (count, np.int64)]
+        count = self.pixels[0][:1]
+        pixels: list[tuple[Shape, DTypeLike]] = [(shape, np.uint8) for shape in self.pixels]
+        return [*pixels, (self.maps or (0,), np.int64), (count, np.int64), (count, np.int64)]
 
     def arrays(self, memory: NDArray[np.uint8]) -> Arrays:
         """Views of ``memory``, [bytes]."""
@@ -52,8 +53,8 @@ class Layout:
             size = math.prod(shape) * np.dtype(kind).itemsize
             found.append(memory[at : at + size].view(kind).reshape(shape))
             at += _rounded(size)
-        pixels, maps, numbers, positions = found
-        return Arrays(pixels, None if self.maps is None else maps, numbers, positions)
+        *pixels, maps, numbers, positions = found
+        return Arrays(tuple(pixels), None if self.maps is None else maps, numbers, positions)
 
 
 def _rounded(size: int) -> int:

@@ -70,20 +70,25 @@ def views(
     stored: Stored,
     marks: bytes | None,
     cuts: Sequence[crops.Cut],
-    out: NDArray[np.uint8],
+    outs: Sequence[NDArray[np.uint8]],
     resampling: Image.Resampling,
 ) -> bool:
-    """Fill ``out``, [views, C, H, W], with cuts of one image, decoded once; False where that is left to Pillow."""
-    if _native is None or resampling not in FILTERS or out.shape[1] not in (1, 3):
+    """Fill all views of ``outs``, each [views, C, h, w], with cuts of one image; False where that is left to Pillow.
+
+    A JPEG is decoded once, and no more of it than all of them show.
+    """
+    if _native is None or resampling not in FILTERS or outs[0].shape[1] not in (1, 3):
         return False
-    places = tuple(_place(cut, stored, out.shape[2:]) for cut in cuts)
+    seen = [view for out in outs for view in out]
+    places = tuple(_place(cut, stored, view.shape[1:]) for cut, view in zip(cuts, seen, strict=True))
     how = FILTERS[resampling], TALL_FIRST
     try:
         if stored.encoding == "jpeg":
+            out = outs[0] if len(outs) == 1 else tuple(outs)
             return bool(_native.view_jpeg(stored.data, marks, out, places, *how, stored.width, stored.height))
         if stored.encoding not in ("raw", "yuv420"):
             return False
-        for place, view in zip(places, out, strict=True):
+        for place, view in zip(places, seen, strict=True):
             if stored.encoding == "raw":
                 known = _native.view_pixels(stored.data, stored.width, stored.height, 3, view, *place, *how)
             else:

@@ -65,6 +65,14 @@ class Shelf:
                 f"build shards that have with: mae-pipe shard IMAGES {self.folder} --maps FOLDER"
             )
 
+    def spread(self, count: int) -> NDArray[np.int64]:
+        """Rows of ``count`` images spread evenly over the split, always the same ones; at most all of them.
+
+        Where shards have to be fetched, those of one shard.
+        """
+        among = self.split.shards[0].images if self.depot.far and self.split.shards else len(self.index)
+        return np.unique(np.linspace(0, among - 1, count).round().astype(np.int64))
+
     def check_rows(self, numbers: NDArray[np.int64]) -> None:
         """Whether index rows that are about to be used can be believed."""
         consistency.check_rows(self.folder, self.manifest, self.split, self.index, numbers)

@@ -39,12 +39,12 @@ class Slot:
         """Its arrays, to write or to read while it is nobody's."""
         return self.layout.arrays(np.frombuffer(self._memory, np.uint8))
 
-    def tensors(self, unused: Callable[[Slot], None]) -> tuple[Tensor, Tensor | None]:
-        """Pixels and maps where they lie; ``unused`` is called when nobody holds either, nor a part of one."""
-        whole = np.frombuffer(self._memory, np.uint8)  # under both tensors and all their views
+    def tensors(self, unused: Callable[[Slot], None]) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Pixels and maps where they lie; ``unused`` is called when nobody holds any, nor a part of one."""
+        whole = np.frombuffer(self._memory, np.uint8)  # under all tensors and what is cut from them
         weakref.finalize(whole, unused, self).atexit = False
         pixels, maps, _, _ = self.layout.arrays(whole)
-        return torch.from_numpy(pixels), None if maps is None else torch.from_numpy(maps)
+        return tuple(map(torch.from_numpy, pixels)), None if maps is None else torch.from_numpy(maps)
 
 
 class Slots:
@@ -83,12 +83,12 @@ class Slots:
         """One that nobody holds."""
         return self._unused.pop()
 
-    def lend(self, slot: Slot) -> tuple[Tensor, Tensor | None]:
+    def lend(self, slot: Slot) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """The tensors of a slot that was taken; copies of them where the last free slot would be given away."""
         pixels, maps = slot.tensors(self._back)
         if self._unused:
             return pixels, maps
-        return pixels.clone(), None if maps is None else maps.clone()
+        return tuple(group.clone() for group in pixels), None if maps is None else maps.clone()
 
     def close(self) -> None:
         """Give all memory back, that of lent slots as soon as nobody holds it."""

@@ -14,7 +14,7 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.data import ahead, processes, region
 from mae_pipe.data.arrange import Begun, advice, arranged, in_words
 from mae_pipe.data.batch import Batch
-from mae_pipe.data.fill import Filler, Wanted
+from mae_pipe.data.fill import BOXES, Filler, Wanted
 from mae_pipe.data.form import Form
 from mae_pipe.data.index import SampleIndex
 from mae_pipe.data.layout import Numbers
@@ -23,7 +23,8 @@ from mae_pipe.data.order import Share
 from mae_pipe.data.scout import check_room, scouted
 from mae_pipe.data.shelf import Shelf
 from mae_pipe.data.windows import Windows
-from mae_pipe.errors import DataError
+from mae_pipe.errors import DataError, RecipeError
+from mae_pipe.views import PLAIN, Crop
 from mae_pipe.wording import counted
 
 Plan = Iterator[tuple[Numbers, Numbers]]  # of each batch: rows of the index, positions
@@ -44,7 +45,8 @@ class Stream:
         training: augmented, in a random order; else the centre view.
         rows: only these index rows, as few-label training wants; default all.
         labels: which of a ``Batch``'s labels are wanted.
-        views: of every image, each cropped, mirrored and jittered by itself, from one decode.
+        views: of every image, each cropped, mirrored and jittered by itself, from one decode; a number stands for so
+            many plain ones. Their colours are changed where the batch is used (``appearance.py``).
         begun: the order of the run that goes on (``arrange.py``).
     """
 
@@ -58,7 +60,7 @@ class Stream:
         training: bool = True,
         rows: Numbers | None = None,
         labels: Labels = "class",
-        views: int = 1,
+        views: int | tuple[Crop, ...] = 1,
         begun: Begun | None = None,
     ) -> None:
         self.shelf, self.data, self.share, self.labels = shelf, data, share, labels
@@ -69,7 +71,12 @@ class Stream:
             raise DataError(f"{shelf.folder} has no images to read; look at its manifest.json for what was refused")
         shelf.check_channels(data.channels)
         shelf.check_labels(labels)
-        self._wanted = Wanted(shelf.folder, shelf.name, shelf.plugins, data, seed, training, labels, views)
+        several = PLAIN * views if isinstance(views, int) else views
+        if training and data.crop not in BOXES and any(view.scale for view in several):
+            raise RecipeError(
+                f'data.crop is {data.crop!r}, and the views are of parts of an image; set data.crop to "random"'
+            )
+        self._wanted = Wanted(shelf.folder, shelf.name, shelf.plugins, data, seed, training, labels, several)
         self._filler, self._form = Filler(shelf, self._wanted), Form(shelf, self._wanted)
         self.order = arranged(self._blocks(), data, seed, far=shelf.depot.far, begun=begun)
         if isinstance(self.order, Windows) and self.order.lanes > 1 and not data.global_batch % share.advance:
@@ -162,7 +169,7 @@ def open_stream(
     training: bool = True,
     rows: Numbers | None = None,
     labels: Labels = "class",
-    views: int = 1,
+    views: int | tuple[Crop, ...] = 1,
     begun: Begun | None = None,
 ) -> Stream:
     """The stream of one split of a folder of shards (``Stream`` explains the rest)."""

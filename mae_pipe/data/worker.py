@@ -49,7 +49,8 @@ def serve(channel: Connection[Answer, Any], slots: list[int]) -> None:
             filler = filler or Filler(wanted.shelf(), wanted)
             here = slice(start, stop)
             pixels, maps, numbers, positions = layout.arrays(memory[slot])
-            fill = filler.prepare(numbers[here], positions[here], pixels[here], None if maps is None else maps[here])
+            parts = tuple(group[here] for group in pixels)
+            fill = filler.prepare(numbers[here], positions[here], parts, None if maps is None else maps[here])
             fill(range(stop - start))
         except BaseException as error:  # whatever it is, the parent tells it
             answer = _told(error)

@@ -105,7 +105,7 @@ class Engine:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the task."""
-        if self.rank == 0 and self._profile.step == self._steps + 1:
+        if self.rank == 0 and self._profile.step == self._steps + 1 and self._engine.training:
             choice, self._profile = self._profile, Profile()
             return profiled(self._engine, choice, *args, **kwargs)
         return self._engine(*args, **kwargs)

@@ -118,7 +118,7 @@ def described(
         view = identities.view_at_random(data, seed=seed, order=as_recorded(stream.order))
     identity = Identity(
         encoder=encoder,
-        shape=shape.model_dump(mode="json", exclude={"mask_tokens", "drop_path"}),  # of no effect here
+        shape=shape.model_dump(mode="json", exclude={"mask_tokens", "drop_path", "dropout"}),  # of no effect here
         kind=kind,
         normed=normed,
         view=view,

@@ -40,6 +40,11 @@ def _pretrained(run: Path, recipe: Pretrain) -> Model:
     if not whole.is_file():  # imported without a decoder
         encoder, _ = _read(run / "encoder.safetensors")
         return Model(encoder, recipe.encoder, recipe.data, without="the run has no decoder")
+    if recipe.method != Pretrain().method:
+        encoder, _ = _read(run / "encoder.safetensors")
+        shape = recipe.encoder.model_copy(update={"mask_tokens": False})
+        without = f"it was pretrained by {recipe.method.name!r}, so it has no decoder that other code knows"
+        return Model(encoder, shape, recipe.data, without=without)
     weights, _ = _read(whole)
     without = ""
     if recipe.encoder.mask_tokens:

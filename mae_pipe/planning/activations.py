@@ -12,11 +12,15 @@ from timm.models.vision_transformer import Attention  # type: ignore[attr-define
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mae_pipe.building import build
 from mae_pipe.catalog import Catalog
+from mae_pipe.method import Method
 from mae_pipe.planning.counting import Counted
 from mae_pipe.recipe import Pretrain
 from mae_pipe.recompute import blocks_of, recompute
+from mae_pipe.standins import loss_on_shapes
 from mae_pipe.tasks import MaskedAutoencoder
+from mae_pipe.views import groups
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Device = Literal["cuda", "cpu"]
@@ -32,6 +36,7 @@ class Weights:
         largest: numbers of the largest parameter.
         others: bytes of buffers and frozen parameters.
         blocks: transformer blocks that can be checkpointed.
+        follows: others are needed whole on every rank, so that ZeRO 3 is none of the choices.
     """
 
     parameters: int
@@ -39,6 +44,7 @@ class Weights:
     largest: int
     others: int
     blocks: int
+    follows: bool = False
 
 
 @contextmanager
@@ -59,14 +65,14 @@ def _fused(device: Device) -> Iterator[None]:
         setattr(F, name, old)
 
 
-def on_shapes(recipe: Pretrain, catalog: Catalog) -> MaskedAutoencoder:
-    """The recipe's task on the meta device, in the precision that the engine computes in."""
+def on_shapes(recipe: Pretrain, catalog: Catalog) -> Method:
+    """The recipe's method on the meta device, in the precision that the engine computes in."""
     with torch.device("meta"):
-        task = MaskedAutoencoder.from_recipe(recipe, catalog)
+        task = build(recipe, catalog)
     return task.to(device="meta", dtype=DTYPES[recipe.engine.precision])
 
 
-def weights_of(task: MaskedAutoencoder) -> Weights:
+def weights_of(task: Method) -> Weights:
     """Count a task's weights."""
     trained = [p for p in task.parameters() if p.requires_grad]
     others = [*(p for p in task.parameters() if not p.requires_grad), *task.buffers()]
@@ -76,6 +82,7 @@ def weights_of(task: MaskedAutoencoder) -> Weights:
         largest=max(p.numel() for p in trained),
         others=sum(t.numel() * t.element_size() for t in others),
         blocks=len(blocks_of(task)),
+        follows=task.follows,
     )
 
 
@@ -95,17 +102,20 @@ def activations(recipe: Pretrain, catalog: Catalog, images: int, *, blocks: int,
     for parameter in task.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_drop)  # type: ignore[no-untyped-call]
-    knows_shapes = _knows_shapes(task, recipe)
+    if isinstance(task, MaskedAutoencoder) and not _knows_shapes(task, recipe):
+        task.target = _Squares(task.grid.size, task.target.width)  # type: ignore[assignment]
     with torch.device("meta"), _fused(device), Counted(shapes=True) as counted:
         for tensor in [*task.parameters(), *task.buffers()]:
             counted.add(tensor)
         before = counted.now
-        pixels = torch.empty(images, recipe.data.channels, *recipe.data.sides)
-        scores = torch.empty(images, task.grid.size)
-        if not knows_shapes:
-            task.target = _Squares(task.grid.size, task.target.width)  # type: ignore[assignment]
-        task.loss_of(pixels, scores).backward()  # type: ignore[no-untyped-call]
-    batches = 2 * images * recipe.data.channels * recipe.data.height * recipe.data.width  # bytes; the next one is there
+        if isinstance(task, MaskedAutoencoder):
+            pixels = torch.empty(images, recipe.data.channels, *recipe.data.sides)
+            loss = task.loss_of(pixels, torch.empty(images, task.grid.size))
+        else:
+            loss = loss_on_shapes(task, images)
+        loss.backward()  # type: ignore[no-untyped-call]
+    seen = sum(views * height * width for (height, width), views in groups(task.views, recipe.data.sides))
+    batches = 2 * images * recipe.data.channels * seen  # bytes; the next one is there
     held: int = counted.most - before
     return held + batches
 

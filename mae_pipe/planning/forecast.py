@@ -87,6 +87,7 @@ class Forecast:
         """Every ZeRO stage, with and without offload and checkpointing, at the recipe's micro-batch."""
         kinds = [(1, False, False), (2, False, False), (3, False, False)]
         kinds += [(1, True, False), (2, True, False), (3, True, False), (3, True, True)]
+        kinds = [kind for kind in kinds if self._can(kind[0])]
         micro = self.plan.micro_batch
         found = [Setting(z, micro, b, o, p) for b in (0, self.weights.blocks) for z, o, p in kinds]
         return [(setting, self.memory(setting)) for setting in found]
@@ -103,11 +104,14 @@ class Forecast:
         """The cheapest setting that fits, at the largest micro-batch up to the recipe's."""
         share = self.plan.global_batch // self.machines.world
         return fit.cheapest(
-            fit.rungs(self.weights.blocks),
+            [rung for rung in fit.rungs(self.weights.blocks) if self._can(rung.zero)],
             fit.divisors(share, self.plan.micro_batch),
             self.memory,
             self.fits,
         )
+
+    def _can(self, zero: int) -> bool:
+        return zero < 3 or not self.weights.follows
 
     def rate(self, setting: Setting) -> float | None:
         """Images a second of one GPU by itself."""

@@ -162,6 +162,7 @@ def _shortened(recipe: Pretrain, candidate: Candidate, images: int) -> Pretrain:
     values = candidate.of(recipe)
     values["data"]["global_batch"] = 2 * candidate.micro_batch
     values["logging"] = {"every_steps": 1, "pictures_every_epochs": 1e9}
+    values["monitor"] = {}
     values["saving"] = {"every_epochs": 1e9, "keep_last": 1}
     values["schedule"] |= {"epochs": STEPS * 2 * candidate.micro_batch / images, "warmup_epochs": 0.0}
     made = recipes.parse(values, "a candidate", task="pretrain")

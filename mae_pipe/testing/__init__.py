@@ -7,6 +7,7 @@ take what a test has built, and raise a ``PluginError`` that says what was expec
 from mae_pipe.testing.conformance import Result, checks, run, run_check
 from mae_pipe.testing.heads import check_head
 from mae_pipe.testing.masks import check_mask_sampler
+from mae_pipe.testing.methods import check_method
 from mae_pipe.testing.shards import check_shard_format
 from mae_pipe.testing.sources import check_source
 from mae_pipe.testing.targets import check_target
@@ -15,6 +16,7 @@ __all__ = [
     "Result",
     "check_head",
     "check_mask_sampler",
+    "check_method",
     "check_shard_format",
     "check_source",
     "check_target",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from mae_pipe.catalog import Catalog
 from mae_pipe.errors import MaePipeError, PluginError, closest
-from mae_pipe.testing import declarations, heads, masks, shards, targets
+from mae_pipe.testing import declarations, heads, masks, methods, shards, targets, training
 from mae_pipe.testing.subject import Skip, Subject
 from mae_pipe.testing.zero3 import trains_under_zero_3
 
@@ -24,6 +24,8 @@ def is_built(subject: Subject) -> str:
         targets.usable_views(subject)
     elif entry.kind == "head":
         subject.make(**heads.GIVEN[0])
+    elif entry.kind == "method":
+        training.usable_recipe(subject)
     else:
         subject.make()
     chosen = ", ".join(f"{name} = {value!r}" for name, value in subject.options.items())
@@ -36,7 +38,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "target": (is_built, *SAID, *targets.CONTRACT, *targets.SURROUNDINGS, trains_under_zero_3),
     "head": (is_built, *SAID, *heads.CONTRACT, *heads.SURROUNDINGS, trains_under_zero_3),
     "shards": (is_built, *SAID, *shards.CONTRACT),
-    "method": SAID,
+    "method": (is_built, *SAID, *methods.CONTRACT, *methods.SURROUNDINGS, trains_under_zero_3),
     "source": SAID,  # what it reads is not known here: see check_source
 }
 SLOW = {trains_under_zero_3}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -52,15 +53,20 @@ def reconstruct(
     )
 
 
-def report(run: Place, out: Place | None = None) -> Path:
-    """Write a run's page; its path, ``RUN/report.html`` unless ``out``.
+def report(runs: Place | Sequence[Place], out: Place | None = None) -> Path:
+    """Write the page of a run, or of several compared; its path.
+
+    Args:
+        runs: folders of pretraining, probes and finetunings; a downstream run stands with its pretraining run.
+        out: by default ``RUN/report.html``, of several runs ``report.html`` in the working directory.
 
     Raises:
-        RunError: ``run`` is no run folder.
+        RunError: one of ``runs`` is no run folder, or there is none.
     """
     from mae_pipe import reporting
 
-    return reporting.write(Path(run), path_of(out))
+    given = [runs] if isinstance(runs, str | os.PathLike) else runs
+    return reporting.write([Path(run) for run in given], path_of(out))
 
 
 def recipes() -> dict[str, Recipe]:

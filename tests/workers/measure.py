@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mae_pipe import recipe
+from mae_pipe.building import build
 from mae_pipe.catalog import Catalog
 from mae_pipe.classification import Classification
 from mae_pipe.consensus import Consensus
@@ -25,9 +26,11 @@ from mae_pipe.data.order import Share
 from mae_pipe.data.stream import open_stream
 from mae_pipe.fitting import fit
 from mae_pipe.means import agree_on_buffers, evaluate, means
+from mae_pipe.pretraining import held_out_of
 
 DATA = recipe.Data(size=16, centre_share=1.0, workers=1)
 RANKS = {1: 4, 2: 3, 3: 8}  # ranks -> images of one rank at once; with 3 x 8 the last rank has padding only
+TWINS = Path(__file__).parents[1] / "twins.py"
 CLASSES = 7  # more than there are, so that top-5 is not always right
 
 
@@ -56,6 +59,34 @@ class Alone:
 
     def train(self, mode: bool = True) -> object:
         return self.task.train(mode)
+
+
+class Watched(Alone):
+    """The same, of a rank."""
+
+    def __init__(self, task: nn.Module, share: Share) -> None:
+        super().__init__(task)
+        self.rank, self.world = share.rank, share.world
+
+    def __call__(self, batch: Batch, mode: str = "loss") -> Any:
+        return self.task(batch, mode=mode)
+
+
+def reading(shards: Path, share: Share) -> dict[str, float]:
+    """What a monitor reads of a method of two views."""
+    chosen = recipe.Pretrain(
+        data=DATA.model_copy(update={"global_batch": 24}),
+        method=recipe.Chosen(name="twins"),
+        encoder=recipe.EncoderShape(width=32, depth=1, heads=2, patch=4),
+        monitor=recipe.Monitor(every_epochs=1, images=9, knn=7),
+    )
+    catalog = Catalog((TWINS,))
+    task = build(chosen, catalog)
+    held_out = held_out_of(task, chosen, shards, "train", share=share, catalog=catalog)
+    assert held_out is not None
+    found = held_out.read(Watched(task, share))
+    held_out.close()
+    return found
 
 
 class Marks(nn.Module):
@@ -89,6 +120,7 @@ def rank_of(shards: Path, folder: Path, rank: int, world: int) -> None:
         "marks": {name: mean.tolist() for name, mean in means(Alone(Marks()), stream).items()},
         "neighbours": evaluate(Alone(neighbours), stream),
         "bank": [neighbours.head.get_buffer(name).tolist() for name in ("bank", "known")],
+        "reading": reading(shards, share),
         "mean": norm.running_mean.tolist(),
         "agreed": agreed(rank),
     }

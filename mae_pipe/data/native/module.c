@@ -29,13 +29,14 @@ static PyObject *answer(const Scratch *scratch, int how) {
     return NULL;
 }
 
-/* The cut of a view into `out`, [(views,) channels, height, width]; 0 with an exception where it makes no sense. */
-static int complete(Cut *cut, const Py_buffer *out, int views) {
-    const Py_ssize_t most = 1 << 16, *shape = out->shape + (views >= 0);
-    if (out->ndim != 3 + (views >= 0) || out->itemsize != 1 || (views >= 0 && out->shape[0] != views) ||
-        (shape[0] != 1 && shape[0] != 3) || shape[1] < 1 || shape[2] < 1 || shape[1] >= most || shape[2] >= most) {
-        PyErr_SetString(PyExc_ValueError, views < 0 ? "out must be [1 or 3, height, width] of bytes"
-                                                    : "out must be [views, 1 or 3, height, width] of bytes");
+/* The cut of a view into `out`, [channels, height, width], or with an axis of several views before these; 0 with an
+ * exception where it makes no sense. */
+static int complete(Cut *cut, const Py_buffer *out, int several) {
+    const Py_ssize_t most = 1 << 16, *shape = out->shape + several;
+    if (out->ndim != 3 + several || out->itemsize != 1 || (shape[0] != 1 && shape[0] != 3) || shape[1] < 1 || shape[2] < 1 ||
+        shape[1] >= most || shape[2] >= most) {
+        PyErr_SetString(PyExc_ValueError, several ? "out must be [views, 1 or 3, height, width] of bytes"
+                                                  : "out must be [1 or 3, height, width] of bytes");
         return 0;
     }
     cut->channels = (int)shape[0], cut->height = (int)shape[1], cut->width = (int)shape[2];
@@ -63,8 +64,27 @@ static int writable(PyObject *object, Py_buffer *out) {
 
 #define MOST_VIEWS 64
 
+/* Several cuts, one after the other into the views of `out`: 0 with an exception where they make no sense. */
+static int complete_all(Cut *cuts, PyObject *list, int *done, const Py_buffer *out) {
+    int count = (int)PyTuple_Size(list);
+    Py_ssize_t views = out->ndim == 4 ? out->shape[0] : 1;
+    for (Py_ssize_t view = 0; view < views; view++) {
+        if (*done == count) break;
+        Cut *cut = &cuts[*done];
+        if (!PyArg_ParseTuple(PyTuple_GetItem(list, *done), "(iiii)(ii)(ii)p", &cut->box.left, &cut->box.top, &cut->box.right,
+                              &cut->box.bottom, &cut->resized_width, &cut->resized_height, &cut->from_x, &cut->from_y,
+                              &cut->mirrored) ||
+            !complete(cut, out, 1))
+            return 0;
+        cut->out = (uint8_t *)out->buf + (size_t)view * (size_t)(out->len / views);
+        *done += 1;
+    }
+    return 1;
+}
+
+/* Of an `out`, [views, channels, height, width], or of a tuple of such, whose sizes may differ. */
 static PyObject *py_view_jpeg(PyObject *self, PyObject *args) {
-    Py_buffer data, marks = {0}, out = {0};
+    Py_buffer data, marks = {0}, outs[MOST_VIEWS];
     Cut cuts[MOST_VIEWS];
     PyObject *made = NULL, *object, *list;
     int filter, tall_first, width = 0, height = 0; /* of the whole image; 0: not known */
@@ -72,15 +92,21 @@ static PyObject *py_view_jpeg(PyObject *self, PyObject *args) {
     if (!PyArg_ParseTuple(args, "y*z*OO!ip|ii", &data, &marks, &object, &PyTuple_Type, &list, &filter, &tall_first, &width,
                           &height))
         return NULL;
-    int count = (int)PyTuple_Size(list), sensible = count > 0 && count <= MOST_VIEWS && writable(object, &out);
-    if (count < 1 || count > MOST_VIEWS) PyErr_SetString(PyExc_ValueError, "out must have 1 to 64 views");
-    for (int i = 0; sensible && i < count; i++) {
-        Cut *cut = &cuts[i];
-        cut->filter = filter, cut->tall_first = tall_first, cut->of_width = width, cut->of_height = height;
-        sensible = PyArg_ParseTuple(PyTuple_GetItem(list, i), "(iiii)(ii)(ii)p", &cut->box.left, &cut->box.top,
-                                    &cut->box.right, &cut->box.bottom, &cut->resized_width, &cut->resized_height,
-                                    &cut->from_x, &cut->from_y, &cut->mirrored) &&
-                   complete(cut, &out, count);
+    int count = (int)PyTuple_Size(list), several = PyTuple_Check(object), done = 0, held = 0;
+    Py_ssize_t groups = several ? PyTuple_Size(object) : 1, views = 0;
+    int sensible = count > 0 && count <= MOST_VIEWS && groups <= count;
+    for (int i = 0; sensible && i < count; i++)
+        cuts[i].filter = filter, cuts[i].tall_first = tall_first, cuts[i].of_width = width, cuts[i].of_height = height;
+    for (Py_ssize_t group = 0; sensible && group < groups; group++) {
+        Py_buffer *out = &outs[group];
+        sensible = writable(several ? PyTuple_GetItem(object, group) : object, out);
+        if (!sensible) break;
+        held++, views += out->ndim == 4 ? out->shape[0] : 1;
+        sensible = complete_all(cuts, list, &done, out);
+    }
+    if (!PyErr_Occurred() && (!sensible || views != count)) {
+        PyErr_SetString(PyExc_ValueError, "out must have 1 to 64 views, one for each cut");
+        sensible = 0;
     }
     if (sensible) {
         Scratch *scratch;
@@ -88,15 +114,14 @@ static PyObject *py_view_jpeg(PyObject *self, PyObject *args) {
         Py_BEGIN_ALLOW_THREADS;
         scratch = scratch_of_thread();
         if (scratch)
-            how = view_jpeg(scratch, data.buf, (size_t)data.len, marks.buf, marks.buf ? (size_t)marks.len : 0, cuts, count,
-                            out.buf);
+            how = view_jpeg(scratch, data.buf, (size_t)data.len, marks.buf, marks.buf ? (size_t)marks.len : 0, cuts, count);
         trim(scratch);
         Py_END_ALLOW_THREADS;
         made = answer(scratch, how);
     }
     PyBuffer_Release(&data);
     if (marks.obj) PyBuffer_Release(&marks);
-    if (out.obj) PyBuffer_Release(&out);
+    while (held) PyBuffer_Release(&outs[--held]);
     return made;
 }
 
@@ -119,14 +144,15 @@ static PyObject *uncompressed(PyObject *args, int planar) {
     }
     if (!sensible || data.len != wanted) {
         PyErr_SetString(PyExc_ValueError, "the image has another size in bytes");
-    } else if (writable(object, &out) && complete(&cut, &out, -1)) {
+    } else if (writable(object, &out) && complete(&cut, &out, 0)) {
         Scratch *scratch;
         int how = channels == 3 && cut.channels == 1 ? UNSUPPORTED : NO_MEMORY;
+        cut.out = out.buf;
         Py_BEGIN_ALLOW_THREADS;
         scratch = scratch_of_thread();
         if (scratch && how != UNSUPPORTED)
-            how = planar ? view_planar(scratch, data.buf, width, height, &cut, out.buf)
-                         : view_pixels(scratch, data.buf, width, height, channels, &cut, out.buf);
+            how = planar ? view_planar(scratch, data.buf, width, height, &cut)
+                         : view_pixels(scratch, data.buf, width, height, channels, &cut);
         trim(scratch);
         Py_END_ALLOW_THREADS;
         made = answer(scratch, how);

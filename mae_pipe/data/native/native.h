@@ -129,15 +129,16 @@ typedef struct {
     int of_width, of_height; /* of the whole image; 0: not known */
     int mirrored, filter;
     int tall_first;                 /* whether tall images are resized down first, as Pillow 13 does */
+    uint8_t *out;                   /* [channels][height][width] */
 } Cut;
 
-/* `count` views of one decode; each has its size in `out`, one after the other. */
+/* `count` views of one decode. */
 int view_jpeg(Scratch *scratch, const uint8_t *data, size_t size, const uint8_t *marks, size_t marked, const Cut *cuts,
-              int count, uint8_t *out);
+              int count);
 /* Of YCbCr planes, one after the other, those of chroma half as wide and high (rounded up). */
-int view_planar(Scratch *scratch, const uint8_t *planes, int width, int height, const Cut *cut, uint8_t *out);
+int view_planar(Scratch *scratch, const uint8_t *planes, int width, int height, const Cut *cut);
 /* Of [height][width][channels] pixels. */
-int view_pixels(Scratch *scratch, const uint8_t *pixels, int width, int height, int channels, const Cut *cut, uint8_t *out);
+int view_pixels(Scratch *scratch, const uint8_t *pixels, int width, int height, int channels, const Cut *cut);
 
 #if HAS_X86
 /* resample_avx512.c */

@@ -54,7 +54,7 @@ static int begin(Scratch *scratch, const Cut *cut, Stretch across, Stretch down,
     return FINE;
 }
 
-static int finish(Scratch *scratch, const Cut *cut, const Resize *resize, Rows *rows, uint8_t *out) {
+static int finish(Scratch *scratch, const Cut *cut, const Resize *resize, Rows *rows) {
     const Weights *across = &resize->across, *down = &resize->down;
     const Box *region = &resize->region;
     int bands = rows->bands, width = cut->width, count = region->bottom - region->top;
@@ -77,7 +77,7 @@ static int finish(Scratch *scratch, const Cut *cut, const Resize *resize, Rows *
         if (!down_first) resize_along(across, line, stride, bands, passed + (size_t)y * passed_row, (size_t)width);
     }
     for (int y = 0; y < cut->height; y++) {
-        uint8_t *to = out + (size_t)y * (size_t)width;
+        uint8_t *to = cut->out + (size_t)y * (size_t)width;
         if (down_first) {
             resize_down(down, y, lines, whole, whole, ready);
             resize_along(across, ready, stride, bands, to, plane);
@@ -86,7 +86,7 @@ static int finish(Scratch *scratch, const Cut *cut, const Resize *resize, Rows *
             for (int band = 0; band < bands; band++) memcpy(to + band * plane, ready + band * width, (size_t)width);
         }
     }
-    for (int band = bands; band < cut->channels; band++) memcpy(out + (size_t)band * plane, out, plane); /* grey */
+    for (int band = bands; band < cut->channels; band++) memcpy(cut->out + (size_t)band * plane, cut->out, plane); /* grey */
     return FINE;
 }
 
@@ -113,17 +113,17 @@ static int begin_whole(Scratch *scratch, const Cut *cut, Resize *resize) {
 }
 
 int view_jpeg(Scratch *scratch, const uint8_t *data, size_t size, const uint8_t *marks, size_t marked, const Cut *cuts,
-              int count, uint8_t *out) {
+              int count) {
     Jpeg jpeg;
     Resize resize;
     Box region = {0};
     int how = jpeg_header(scratch, data, size, &jpeg);
     if (how) return how;
-    if (jpeg.components == 3 && cuts->channels == 1) {
-        scratch->problem = "colour where grey is wanted";
-        return UNSUPPORTED;
-    }
     for (int i = 0; i < count; i++) {
+        if (jpeg.components == 3 && cuts[i].channels == 1) {
+            scratch->problem = "colour where grey is wanted";
+            return UNSUPPORTED;
+        }
         int other = cuts[i].of_width && (cuts[i].of_width != jpeg.width || cuts[i].of_height != jpeg.height);
         if (other || !inside(&cuts[i], jpeg.width, jpeg.height)) {
             scratch->problem = "it has another size";
@@ -141,13 +141,12 @@ int view_jpeg(Scratch *scratch, const uint8_t *data, size_t size, const uint8_t 
     if ((how = jpeg_planes(scratch, &jpeg, data, region, marks, marked, rows.planes))) return how;
     for (int i = 0; i < count; i++) {
         if (count > 1 && (how = begin_whole(scratch, &cuts[i], &resize))) return how; /* the weights are the last view's */
-        if ((how = finish(scratch, &cuts[i], &resize, &rows, out))) return how;
-        out += (size_t)cuts[i].channels * (size_t)cuts[i].height * (size_t)cuts[i].width;
+        if ((how = finish(scratch, &cuts[i], &resize, &rows))) return how;
     }
     return FINE;
 }
 
-int view_pixels(Scratch *scratch, const uint8_t *pixels, int width, int height, int channels, const Cut *cut, uint8_t *out) {
+int view_pixels(Scratch *scratch, const uint8_t *pixels, int width, int height, int channels, const Cut *cut) {
     Resize resize;
     if (!inside(cut, width, height)) {
         scratch->problem = "it has another size";
@@ -156,10 +155,10 @@ int view_pixels(Scratch *scratch, const uint8_t *pixels, int width, int height, 
     int how = begin_whole(scratch, cut, &resize);
     if (how) return how;
     Rows rows = {.pixels = pixels, .width = width, .channels = channels, .bands = channels};
-    return finish(scratch, cut, &resize, &rows, out);
+    return finish(scratch, cut, &resize, &rows);
 }
 
-int view_planar(Scratch *scratch, const uint8_t *planes, int width, int height, const Cut *cut, uint8_t *out) {
+int view_planar(Scratch *scratch, const uint8_t *planes, int width, int height, const Cut *cut) {
     size_t plane = (size_t)cut->width * (size_t)cut->height;
     const Box *box = &cut->box;
     if (!inside(cut, width, height)) {
@@ -174,7 +173,7 @@ int view_planar(Scratch *scratch, const uint8_t *planes, int width, int height, 
     for (int part = 0; part < 3; part++) {
         int each = part ? 2 : 1; /* pixels of a sample */
         Cut its = *cut;
-        its.channels = 1;
+        its.channels = 1, its.out = made + (size_t)part * plane;
         int left = box->left / each, top = box->top / each;
         Stretch across = {0, (box->right + each - 1) / each - left, (double)box->left / each - left,
                           (double)box->right / each - left};
@@ -183,10 +182,10 @@ int view_planar(Scratch *scratch, const uint8_t *planes, int width, int height, 
         Rows rows = {.pixels = planes, .width = (width + each - 1) / each, .channels = 1, .bands = 1};
         Resize resize;
         int how = begin(scratch, &its, across, down, left, top, &resize);
-        if (!how) how = finish(scratch, &its, &resize, &rows, made + (size_t)part * plane);
+        if (!how) how = finish(scratch, &its, &resize, &rows);
         if (how) return how;
         planes += (size_t)rows.width * (size_t)((height + each - 1) / each);
     }
-    colours(made, made + plane, made + 2 * plane, (int)plane, out, out + plane, out + 2 * plane);
+    colours(made, made + plane, made + 2 * plane, (int)plane, cut->out, cut->out + plane, cut->out + 2 * plane);
     return FINE;
 }
