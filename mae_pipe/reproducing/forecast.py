@@ -1,7 +1,7 @@
 """What a study takes: hours from counted arithmetic, and bytes from counted parameters.
 
-A training step costs three times its forward pass. A method other than masked autoencoding is taken to show the encoder
-every view whole, once more without gradients if a part of it follows the encoder.
+Where a method's output is as wide as a tokenizer says, which is not there yet, pixels stand for it in masked
+autoencoders; another method then counts as three times its encoder on the whole image.
 """
 
 from __future__ import annotations
@@ -13,11 +13,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mae_pipe.autoencoder import build_encoder
-from mae_pipe.building import build
 from mae_pipe.catalog import Catalog
-from mae_pipe.costs import costs
-from mae_pipe.deferred import deferred
-from mae_pipe.method import Method
+from mae_pipe.costs import Costs, costs
 from mae_pipe.recipe import Pretrain, changed
 from mae_pipe.reproducing.folder import Reproduction
 from mae_pipe.reproducing.stems import Evaluation, Stem, Trained
@@ -126,42 +123,27 @@ def _forward(recipe: Pretrain) -> float:
     return float(counter.get_total_flops())
 
 
-def _task(recipe: Pretrain, catalog: Catalog) -> Method | None:
-    """The method by its shapes; None where it wants a tokenizer, which is not there yet."""
-    return None if _tokens(recipe) else deferred(lambda: build(recipe, catalog))
-
-
-def _tokens(recipe: Pretrain) -> bool:
-    return "tokenizer" in recipe.target.options
+def _costs(recipe: Pretrain, catalog: Catalog) -> Costs | None:
+    """What training on one image costs; None of what only a file of a tokenizer would say."""
+    if "tokenizer" not in recipe.target.options:
+        return costs(recipe, catalog)
+    return costs(changed(recipe, ["target.name=pixel"]), catalog) if recipe.method.name == "mae" else None
 
 
 def _pretraining(recipe: Pretrain, catalog: Catalog) -> float:
     """FLOPs of training on one image."""
-    if recipe.method.name == "mae":
-        return float(costs(_countable(recipe), catalog).training)
-    task, (height, width) = _task(recipe, catalog), recipe.data.sides
-    if task is None:
-        return 3 * _forward(recipe)
-    sides = [
-        (height, width) if v.size is None else (v.size, v.size) if isinstance(v.size, int) else v.size
-        for v in task.views
-    ]
-    shown = sum(h * w / (height * width) for h, w in sides)
-    return _forward(recipe) * (3 * shown + (len(task.views) if task.follows else 0))
+    found = _costs(recipe, catalog)
+    return 3 * _forward(recipe) if found is None else float(found.training)
 
 
 def _parameters(recipe: Pretrain, catalog: Catalog) -> tuple[int, int]:
-    """Of the encoder, and of all."""
-    if recipe.method.name == "mae" or _tokens(recipe):
-        found = costs(_countable(recipe), catalog)
+    """Of the encoder, and of all that is trained."""
+    found = _costs(recipe, catalog)
+    if found is not None:
         return found.encoder_parameters, found.encoder_parameters + found.decoder_parameters
-    task = deferred(lambda: build(recipe, catalog))
-    return sum(p.numel() for p in task.encoder.parameters()), sum(p.numel() for p in task.parameters())
-
-
-def _countable(recipe: Pretrain) -> Pretrain:
-    """A target whose width only a file says is counted as pixels."""
-    return changed(recipe, ["target.name=pixel"]) if _tokens(recipe) else recipe
+    with torch.device("meta"):
+        encoder = build_encoder(recipe.encoder, recipe.data.sides, channels=len(recipe.data.mean))
+    return (sum(p.numel() for p in encoder.parameters()),) * 2
 
 
 def _time(seconds: float, *, gpu: bool) -> str:

@@ -64,13 +64,18 @@ def _said(found: Findings, here: Reproduction) -> dict[str, Any]:
         "left_out": [row.label for row in study.table.rows if row not in study.rows],
         "said": said_of,
         "correlations": [
-            (NAMES[measure], "none, as all are equal," if value is None else f"{value:+.2f}", count)
-            for measure, (value, count) in found.correlation.items()
+            (NAMES[measure], _correlation(value, count), count) for measure, (value, count) in found.correlation.items()
         ],
         "missing": found.missing,
         "commands": [(row.label, list(commands(row, study, here))) for row in study.rows if study.table.measures],
         "environment": list(_environment()),
     }
+
+
+def _correlation(value: float | None, count: int) -> str:
+    if value is None:
+        return "none yet" if count < 2 else "none, as all are equal"
+    return f"{value:+.2f}"
 
 
 def said_of(number: Number) -> str:

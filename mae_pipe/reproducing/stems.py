@@ -29,7 +29,7 @@ class Trained:
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"tokenizer-{_hash(self.data, self.recipe.fingerprint())}"
+        return f"tokenizer-{_hash(self.data, _told(self.recipe))}"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Evaluation:
     @property
     def name(self) -> str:
         """Of its folder in the stem's."""
-        return f"{self.recipe.task}-{_hash(self.recipe.fingerprint(), str(self.cached))}"
+        return f"{self.recipe.task}-{_hash(_told(self.recipe), str(self.cached))}"
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,12 @@ class Stem:
     @cached_property
     def name(self) -> str:
         """Of its folder: equal for what would compute the same encoder."""
-        what = self.recipe.fingerprint()
+        what = _told(self.recipe)
         if self.scratch:  # of the recipe only the shape counts
-            shape = {"encoder": self.recipe.encoder.model_dump(mode="json"), "seed": self.recipe.seed}
+            shape = {
+                "encoder": self.recipe.encoder.model_dump(mode="json", exclude_defaults=True),
+                "seed": self.recipe.seed,
+            }
             shape |= {name: getattr(self.recipe.data, name) for name in recipes.INHERITED}
             what = json.dumps(shape, sort_keys=True)
         own = re.sub(r"[^\w-]", "-", self.of)
@@ -204,6 +207,11 @@ def extra_of(changes: Sequence[str]) -> dict[str, list[str]]:
             )
         found.setdefault(part, []).append(rest)
     return found
+
+
+def _told(recipe: Recipe) -> str:
+    """What a recipe says, without defaults: a key that a later version adds makes no run another one."""
+    return json.dumps(recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
 
 
 def _hash(*texts: str) -> str:
