@@ -215,13 +215,12 @@ def test_dino_collapses_without_centring_and_is_told_of(
         "hidden": 32,
         "bottleneck": 16,
         "local_crops": 0,
-        "global_scale": [0.6, 1.0],
         "momentum": 0.95,
     }
     options |= {"frozen_epochs": 0.0, "teacher_warmup_epochs": 0.0, "teacher_temperature": [0.04, 0.04]}
     chosen = of(
         method=recipe.Chosen(name="dino", options=options | {"centring": centring}),
-        data=TINY.data.model_copy(update={"global_batch": 16, "micro_batch": 16}),
+        data=TINY.data.model_copy(update={"global_batch": 16, "micro_batch": 16, "crop_scale": (0.6, 1.0)}),
         schedule=recipe.Schedule(epochs=24, warmup_epochs=0),
         optimizer=recipe.Optimizer(base_lr=0.08),
         monitor=recipe.Monitor(every_epochs=8),
