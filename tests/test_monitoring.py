@@ -210,7 +210,7 @@ def patterns(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_dino_collapses_without_centring_and_is_told_of(
     patterns: Path, tmp_path: Path, centring: bool, said: set[str]
 ) -> None:
-    options = {
+    options: dict[str, Any] = {
         "out": 64,
         "hidden": 32,
         "bottleneck": 16,
