@@ -66,7 +66,7 @@ def test_a_device_that_is_right_passes_and_says_every_figure(tmp_path: Path) -> 
     done = called(sys.executable, "-m", "tools.gpu_correct", "--device", "cpu", "--json", str(out), "--only", *checks)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(out.read_text())
-    assert len(found) == 5 + 8 + 2
+    assert len(found) == 6 + 8 + 2
     assert all(each["holds"] and each["figure"] <= each["most"] for each in found)
 
 

@@ -102,6 +102,7 @@ def test_a_change_says_what_it_changes() -> None:
         table("fig6")
 
 
+@pytest.mark.slow  # it counts ViT-L
 def test_a_dry_run_touches_nothing(tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["reproduce", "run", "1d", "--scale", "paper", "--shards", str(tmp_path / "later"), "--out", str(out)]
