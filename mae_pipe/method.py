@@ -67,6 +67,9 @@ class Method(nn.Module, ABC):
     def after_step(self, progress: float) -> None:
         """After every optimizer step, on every rank; ``progress`` in (0, 1] of the schedule. Default: nothing."""
 
+    def after_skip(self) -> None:
+        """After a step that was skipped, in place of ``after_step``: forget its sums. Default: nothing."""
+
     def signs(self) -> dict[str, float]:
         """Numbers of the last step that tell how it goes, such as a teacher's entropy; the monitor writes them down."""
         return {}

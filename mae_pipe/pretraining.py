@@ -125,7 +125,7 @@ def pretrain(
             restore=lambda: run.go_back(engine, saver),
             key_of=stream.index.key,
             seen=seen,
-            stepped=lambda step: task.after_step(step / plan.steps),
+            stepped=lambda step, made: task.after_step(step / plan.steps) if made else task.after_skip(),
             after_step=after_step,
         )
     journal.close()

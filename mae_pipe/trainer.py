@@ -47,7 +47,7 @@ def train(
     save_every: int,
     save: Callable[[int], None],
     finish: Callable[[], None] = lambda: None,
-    stepped: Callable[[int], None] | None = None,
+    stepped: Callable[[int, bool], None] | None = None,
     after_step: Callable[[int], None] | None = None,
     seen: Callable[[int, Batch, torch.Tensor], None] | None = None,
     faults: FaultChoice = SKIP,
@@ -61,7 +61,7 @@ def train(
             position in the stream, so that neither ranks nor where a run stopped change them.
         save: begins to write the checkpoint of a step; called every ``save_every`` steps and at the end.
         finish: waits until the last of them is whole.
-        stepped: part of a step, after the optimizer's; not after one that was skipped.
+        stepped: part of a step, after the optimizer's: its number, and whether it was made or skipped.
         after_step: evaluations and pictures; they decide by the step themselves.
         seen: sees every (step, batch, loss), for tests and debugging; reading the loss makes the device wait.
         faults: what is done where a loss or gradient is not finite.
@@ -123,11 +123,11 @@ def train(
             step = done
 
 
-def _stepped(engine: Engine, plan: Plan, step: int, after: Callable[[int], None] | None) -> bool:
+def _stepped(engine: Engine, plan: Plan, step: int, after: Callable[[int, bool], None] | None) -> bool:
     """Make step number ``step``; whether the engine did not skip it."""
     applied = engine.step(plan.lr(step), epoch=plan.epoch(step), decay=plan.weight_decay(step))
-    if applied and after is not None:
-        after(step + 1)
+    if after is not None:
+        after(step + 1, applied)
     return applied
 
 

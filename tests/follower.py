@@ -14,6 +14,7 @@ class Follower(Method):
 
     Args:
         momentum: of the teacher.
+        broken: a position in the stream; the loss of its micro-batch is not a number.
     """
 
     follows = True
@@ -21,9 +22,9 @@ class Follower(Method):
     views = (Crop(), Crop())
     calls: Tensor
 
-    def __init__(self, encoder: nn.Module, momentum: float = 0.5) -> None:
+    def __init__(self, encoder: nn.Module, momentum: float = 0.5, broken: int = -1) -> None:
         super().__init__()
-        self.encoder, self.momentum = encoder, momentum
+        self.encoder, self.momentum, self.broken = encoder, momentum, broken
         self.teacher = MomentumCopy(encoder)
         self.predict = nn.Linear(32, 32)
         self.held_back = {"predict.": 1.0}
@@ -34,8 +35,13 @@ class Follower(Method):
         if self.training:
             self.calls += 1
         error = self.predict(self.encoder(one)) - self.teacher(other).to(self.predict.weight.dtype)
-        return error.float().square().mean()
+        bad = (batch.positions == self.broken).any()
+        return error.float().square().mean() * torch.where(bad, torch.nan, 1.0)
 
     def after_step(self, progress: float) -> None:
         self.teacher.follow(self.encoder, self.momentum)
+        assert self.calls == 2  # the micro-batches of this step, none of a skipped one
+        self.calls.zero_()
+
+    def after_skip(self) -> None:
         self.calls.zero_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,17 @@ def test_a_run_of_another_method_goes_on_exactly(
     expected, found = whole.weights(), halves.weights()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert all(t.dtype == torch.float32 for n, t in found.items() if n.startswith("teacher."))
+
+
+def test_a_skipped_step_leaves_nothing_behind(tiny: tuple[Path, Path], tmp_path: Path) -> None:
+    made = following(tiny, "method.options.broken=19", "saving.every_epochs=0.3333", "saving.keep_last=9")
+    run(made, tiny[1], tmp_path / "run")
+    steps = [Archive.of(path).weights() for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]
+    assert len(steps) == 6
+    assert [float(weights["calls"]) for weights in steps] == [0.0] * 6
+    moved = [not torch.equal(a["encoder.norm.bias"], b["encoder.norm.bias"]) for a, b in itertools.pairwise(steps)]
+    assert moved == [True, False, True, True, True]  # position 19 is of step 3, which is skipped
+    assert torch.equal(steps[1]["teacher.part.norm.bias"], steps[2]["teacher.part.norm.bias"])
 
 
 def test_what_is_held_back_stays_as_it_is_for_so_many_epochs(tiny: tuple[Path, Path], tmp_path: Path) -> None:

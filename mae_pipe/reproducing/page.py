@@ -17,6 +17,7 @@ from typing import Any
 from mae_pipe import __version__
 from mae_pipe.disk import write_whole
 from mae_pipe.machine import processor
+from mae_pipe.reporting import pages
 from mae_pipe.reproducing import clocks
 from mae_pipe.reproducing.figures import NAMES, panels
 from mae_pipe.reproducing.findings import Findings, Number, find
@@ -27,27 +28,17 @@ from mae_pipe.reproducing.stems import Study, evaluating, extra_of, pretraining
 
 def write(study: Study, here: Reproduction) -> Path:
     """Write ``TABLE.html``, ``.md`` and ``.json`` of what is there; the path of the first."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     found, timed = find(study, here), clocks.read(study, here)
-    said = _said(found, here)
-    environment = Environment(
-        loader=PackageLoader("mae_pipe", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    said = _said(found, here) | {"timed": timed}
     drawn = [(name, Markup(ours), Markup(theirs)) for name, ours, theirs in panels(found)]  # noqa: S704 (ours)
-    html = environment.get_template("reproduce.html.j2").render(**said, panels=drawn, timed=timed, version=__version__)
-    name = study.table.name
-    write_whole(here.out / f"{name}.json", (json.dumps(_values(found, timed), indent=1) + "\n").encode())
-    environment.autoescape = False
-    text = environment.get_template("reproduce.md.j2").render(**said, timed=timed, version=__version__)
-    write_whole(here.out / f"{name}.md", text.encode())
-    write_whole(here.out / f"{name}.html", html.encode())
-    return here.out / f"{name}.html"
+    place = here.out / study.table.name
+    write_whole(place.with_suffix(".json"), (json.dumps(_values(found, timed), indent=1) + "\n").encode())
+    write_whole(place.with_suffix(".md"), pages.plain("reproduce.md.j2", **said).encode())
+    return pages.write(
+        pages.filled("reproduce.html.j2", title=study.table.title, panels=drawn, **said), place.with_suffix(".html")
+    )
 
 
 def _said(found: Findings, here: Reproduction) -> dict[str, Any]:

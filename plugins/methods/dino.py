@@ -125,6 +125,10 @@ class DINO(Method):
         self.teacher.follow(self.encoder, momentum)
         self.teacher_head.follow(self.head, momentum)
 
+    def after_skip(self) -> None:
+        """The skipped step's outputs move no centre."""
+        self.sharpened.pending.zero_()
+
     def signs(self) -> dict[str, float]:
         """Of the last step's images on all ranks; entropies are in [0, 1], of the logarithm of K.
 
@@ -212,12 +216,11 @@ class Sharpened(nn.Module):
 
     @torch.no_grad()
     def note(self, outputs: Tensor, shares: Tensor, loss: Tensor) -> None:
-        """Add a micro-batch to the sums, if it is finite: else its step is skipped."""
+        """Add a micro-batch to the sums."""
         rows = len(outputs)
         entropy = torch.special.entr(shares).sum(dtype=torch.float64)
         numbers = torch.stack([torch.full_like(entropy, rows), entropy, loss.double() * rows])
-        found = torch.cat([part.sum(dim=0, dtype=torch.float64) for part in (outputs, shares)] + [numbers])
-        self.pending += torch.where(found.isfinite().all(), found, 0)
+        self.pending += torch.cat([part.sum(dim=0, dtype=torch.float64) for part in (outputs, shares)] + [numbers])
 
     def step(self, rate: float) -> dict[str, Tensor]:
         """Move the centre by ``rate`` to the mean of the sums over all ranks; the ``signs`` of the step."""
