@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import tempfile
 import threading
 import zlib
@@ -146,9 +147,10 @@ def is_read_by_threads(subject: Subject) -> None:
     """Four threads read from one reader at once."""
     with tempfile.TemporaryDirectory() as folder:
         format, path, places = _written(subject, folder)
-        reader, wrong = format.open(path), list[str]()
+        reader, wrong, together = format.open(path), list[str](), threading.Barrier(4)
 
         def read_all() -> None:
+            together.wait()
             try:
                 for _ in range(25):
                     for number, placed in enumerate(places):
@@ -158,10 +160,15 @@ def is_read_by_threads(subject: Subject) -> None:
                 wrong.append(f"{type(error).__name__}: {error}")
 
         threads = [threading.Thread(target=read_all) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        usual = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)  # a thread is put off in the middle of a read, however few there are
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            sys.setswitchinterval(usual)
         reader.close()
         require(not wrong, f"{type(format).__name__} read by four threads at once: {wrong[0] if wrong else ''}")
 
