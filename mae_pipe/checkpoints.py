@@ -69,7 +69,10 @@ def draft(checkpoints: Path, step: int) -> Path:
 
 
 def write_part(folder: Path, rank: int, world: int, pieces: dict[Piece, Tensor]) -> None:
-    """Write and sync one rank's pieces, and beside them what the manifest will say of the file."""
+    """Write and sync one rank's pieces, and beside them what the manifest will say of the file.
+
+    That slip's rename is the last that a rank does in the folder: once all slips are there, rank 0 renames the folder.
+    """
     name = f"rank-{rank:05d}-of-{world:05d}.safetensors"
     with writing(folder):
         with (folder / name).open("wb") as file:
@@ -78,7 +81,11 @@ def write_part(folder: Path, rank: int, world: int, pieces: dict[Piece, Tensor])
             file.flush()
             os.fsync(file.fileno())
             size = file.tell()
-        write_whole(_slip(folder, rank), json.dumps({name: [digest, size]}).encode())
+        slip = _slip(folder, rank)
+        new = slip.with_name(f".{slip.name}.tmp")
+        new.write_text(json.dumps({name: [digest, size]}))
+        sync_folder(folder)
+        new.replace(slip)
 
 
 def refuse_part(folder: Path, rank: int) -> None:

@@ -14,6 +14,7 @@ import torch
 from mae_pipe import checkpoints
 from mae_pipe.checkpoints import Archive
 from mae_pipe.engine import Engine
+from mae_pipe.engine.state import Piece
 from mae_pipe.errors import DiskError
 from mae_pipe.optim import Plan
 from mae_pipe.runs import Run
@@ -103,6 +104,25 @@ def test_a_full_disk_is_told_and_the_next_save_tries_again(
     begun.saver.finish()
     assert begun.saved() == ["step-0000001", "step-0000004"]
     assert begun.published == [1, 4]
+
+
+def test_rank_0_may_commit_as_soon_as_the_last_part_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It looks from another process, so a rank that touches the draft after that would not find it."""
+    new, really, found = checkpoints.draft(tmp_path, 1), Path.replace, []
+    new.mkdir()
+
+    def replace(path: Path, target: Path) -> Path:
+        after = really(path, target)
+        if there := checkpoints.parts(new, 1):
+            found.append(there)
+            checkpoints.commit(tmp_path, checkpoints.Record(1, 1, 1, "fp32", {}, {}, there[0]))
+        return after
+
+    monkeypatch.setattr(Path, "replace", replace)
+    checkpoints.write_part(new, 0, 1, {Piece("weight", "line", 0): torch.ones(3)})
+    ((files, refused),) = found
+    assert (list(files), refused) == (["rank-00000-of-00001.safetensors"], [])
+    assert checkpoints.check(tmp_path / "step-0000001").files == {name: tuple(said) for name, said in files.items()}
 
 
 def _is_in_checkpoint(handle: int) -> bool:
