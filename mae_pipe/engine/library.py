@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ def deepspeed() -> Any:
         import deepspeed.ops
         from deepspeed.runtime import bf16_optimizer
 
+        _without_compiling_muon()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # DeepSpeed calls collectives by names that torch is about to change; nothing that a user could mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
@@ -28,6 +31,22 @@ def deepspeed() -> Any:
         # Its only CPU extension serves inference; compiling it would take a minute.
         library.ops.__compatible_ops__ = {}
     return library
+
+
+def _without_compiling_muon() -> None:
+    """Import DeepSpeed's Muon with plain functions.
+
+    It asks of every optimizer whether it is Muon, and that import has torch's compiler loaded, which takes 2 s in every
+    process; nothing here steps by Muon.
+    """
+    from deepspeed.runtime import compiler
+
+    kept, compiler.compile = compiler.compile, lambda *arguments, **options: lambda function: function
+    try:
+        with suppress(ImportError):  # a DeepSpeed that has none
+            importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = kept
 
 
 def can_read_from_drives() -> bool:
