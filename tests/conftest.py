@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,31 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
     os.environ.pop(name, None)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=0, help="of what tests draw without a generator of their own")
+
+
+def _seed(node: pytest.Collector | pytest.Item) -> None:
+    """Global generators start anew, so that a test draws the same alone, in any order and in any process."""
+    import torch
+
+    number = zlib.crc32(node.nodeid.encode()) ^ node.config.getoption("seed")
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """Of what a test file draws when it is read, and its fixtures that several tests share."""
+    if isinstance(collector, pytest.Module):
+        _seed(collector)
+
+
+@pytest.fixture(autouse=True)
+def seeded(request: pytest.FixtureRequest) -> None:
+    _seed(request.node)
 
 
 @pytest.fixture(scope="session")

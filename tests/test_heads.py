@@ -157,7 +157,7 @@ class _NumbersOnly(_Right):
 
 class _Ranked(_Right):
     def metrics(self, output: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        return {"rank": output[:, 0].argsort().argsort().float()}
+        return {**super().metrics(output, labels), "rank": output[:, 0].argsort().argsort().float()}
 
 
 class _Idle(_Right):
