@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from mae_pipe.masking import Mask as Mask
     from mae_pipe.masking import gather as gather
     from mae_pipe.method import Method as Method
+    from mae_pipe.method import Reconstruction as Reconstruction
     from mae_pipe.mixing import Mixer as Mixer
     from mae_pipe.momentum import MomentumCopy as MomentumCopy
     from mae_pipe.momentum import rising as rising
@@ -79,6 +80,7 @@ _HOME = {
     "Pixels": "mae_pipe.data.sample",
     "Placed": "mae_pipe.data.sample",
     "PluginError": "mae_pipe.errors",
+    "Reconstruction": "mae_pipe.method",
     "Refusal": "mae_pipe.data.refusal",
     "Rng": "mae_pipe.rng",
     "Sample": "mae_pipe.data.sample",

@@ -100,7 +100,7 @@ def downstream(
         shards: labelled shards; default: those that ``run`` was pretrained on.
         out: run folder, made or gone on with; default: ``folder_of``.
         from_scratch: do not load the pretrained weights, for comparison.
-        cached: a probe learns from features, which are computed once and kept in ``run``.
+        cached: a probe learns from features, computed once and kept in ``run``, or in ``out`` where that is a recipe.
         views: with ``cached``, random crops of every training image; 0: its centre view.
     """
     begun = opened(

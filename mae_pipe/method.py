@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
@@ -17,6 +18,24 @@ from mae_pipe.views import PLAIN, Crop, check
 
 if TYPE_CHECKING:
     from mae_pipe.data.batch import Batch
+    from mae_pipe.masking import Mask
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a model makes of a batch; every image is normalised, [B, C, H, W] float32.
+
+    Attributes:
+        images: the originals.
+        mask: what was hidden.
+        picture: the prediction at every patch, as the target draws it.
+        caption: how the target made the picture.
+    """
+
+    images: Tensor
+    mask: Mask
+    picture: Tensor
+    caption: str
 
 
 class Method(nn.Module, ABC):
@@ -92,15 +111,40 @@ class Method(nn.Module, ABC):
         tokens: Tensor = encoder(images)  # [B, T + N, D]
         return tokens[:, encoder.num_prefix_tokens :].float().mean(dim=1)
 
-    def forward(self, batch: Batch, mode: str = "loss") -> Any:
-        """``loss`` of a batch, ``features`` of its centre views, [B, D] float32, or ``pairs``: those of two views.
+    def reconstruction(self, batch: Batch) -> Reconstruction:
+        """What is predicted of the batch, for people to look at; called in evaluation, without gradients.
 
-        Pairs are [B, 2, D], of the first two views of every image, as the loss sees them.
+        A method that predicts patches says it here, and its runs draw pictures. Default: it predicts none.
+        """
+        raise NotImplementedError
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether there is anything to draw."""
+        return type(self).reconstruction is not Method.reconstruction
+
+    @torch.no_grad()
+    def reconstruct(self, batch: Batch) -> Reconstruction:
+        """``reconstruction``, whatever mode this is in."""
+        training = self.training
+        self.eval()
+        try:
+            return self(batch, mode="reconstruct")  # type: ignore[no-any-return]
+        finally:
+            self.train(training)
+
+    def forward(self, batch: Batch, mode: str = "loss") -> Any:
+        """``loss`` of a batch, or ``reconstruct``, ``features`` or ``pairs``.
+
+        Features are of its centre views, [B, D] float32; pairs are [B, 2, D], of the first two views of every image,
+        as the loss sees them; ``reconstruct`` gives a ``Reconstruction``.
 
         All goes through here because ZeRO 3 gathers weights when the root module is called.
         """
         if mode == "loss":
             return self.loss(batch)
+        if mode == "reconstruct":
+            return self.reconstruction(batch)
         if mode == "features":
             return self.features(normalise(batch.pixels, self.view.mean, self.view.std))
         if mode == "pairs":

@@ -48,11 +48,10 @@ class Opened:
     console: Console | None
 
     def recall(self, views: int) -> tuple[Features, Features]:
-        """Have the head learn from features of both splits, instead of images."""
-        if not self.run.is_dir():
-            raise RunError(
-                f"features are kept in a run folder, and {self.run} is a recipe; give a RUN that was pretrained"
-            )
+        """Have the head learn from features of both splits, instead of images.
+
+        They are kept in the pretraining run; from scratch, where a recipe has no folder, in this one.
+        """
         fingerprint = self.about["encoder_fingerprint"]
         return recall(
             self.task,
@@ -60,7 +59,7 @@ class Opened:
             self.pretrained,
             self.stream,
             self.held_out,
-            run=self.run,
+            run=self.run if self.run.is_dir() else self.folder.folder,
             fingerprint=fingerprint,
             views=views,
             say=self.say,

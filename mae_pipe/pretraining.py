@@ -39,7 +39,6 @@ from mae_pipe.recipe import Data, Pretrain
 from mae_pipe.reconstructing import RunPictures
 from mae_pipe.runs import Run, about_data, about_plugins, begun_order
 from mae_pipe.stopping import stopping_at_once
-from mae_pipe.tasks import MaskedAutoencoder
 from mae_pipe.trainer import train
 from mae_pipe.watchdog import naming_a_lost_rank, watched
 
@@ -92,7 +91,7 @@ def pretrain(
     if start == plan.steps and here.rank == 0 and checkpoint is not None:
         tell(Archive.of(checkpoint))  # it may have been killed between the two
     draw: Callable[[int, Engine], None] = lambda step, engine: None  # noqa: E731
-    if isinstance(task, MaskedAutoencoder):
+    if task.reconstructs:
         every = plan.steps_of(recipe.logging.pictures_every_epochs)
         draw = RunPictures.of(out, shards, recipe, catalog, every=every, last=plan.steps, active=here.rank == 0)
     if start == 0:

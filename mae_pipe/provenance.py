@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mae_pipe import recipe as recipes
+from mae_pipe.changes import BAND, within
 from mae_pipe.errors import RecipeError
 from mae_pipe.recipe import Recipe
 from mae_pipe.toml import comments_of, flat, shown, written
 
 IMAGENET = 1_281_167  # training images of ImageNet-1k
 DEFAULT, CHANGED, INHERITED = "default of mae-pipe", "--set", "the pretrained run's"
+OTHER_LOSSES = "none, as --set leads to other losses"
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,14 @@ def read(name_or_path: str, changes: Iterable[str] = ()) -> Sourced:
     beside = comments_of(text)
     changed = {change.partition("=")[0].strip() for change in changes}
     inherited = {f"data.{key}" for key in _inherited(chosen)}
+    before = flat(recipes.load(name_or_path).model_dump(mode="json"))
     sources = {}
     for key, value in flat(chosen.model_dump(mode="json")).items():
         line, comment = beside.get(key, (0, ""))
-        if any(f"{key}.".startswith(f"{change}.") for change in changed):
+        if within(key, changed):
             sources[key] = CHANGED
+        elif key == BAND and value != before[key]:
+            sources[key] = OTHER_LOSSES
         elif line:
             sources[key] = comment or f"{origin}, line {line}"
         elif key in inherited:

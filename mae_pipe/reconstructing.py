@@ -27,10 +27,10 @@ from mae_pipe.data.stream import Stream
 from mae_pipe.direct import shards_of
 from mae_pipe.disk import going_on_without
 from mae_pipe.errors import DataError, RunError
-from mae_pipe.method import Method
+from mae_pipe.method import Method, Reconstruction
 from mae_pipe.pixels import pixels_of
 from mae_pipe.recipe import Data, Pretrain, parse
-from mae_pipe.tasks import MaskedAutoencoder, Reconstruction, view_of
+from mae_pipe.tasks import view_of
 
 if TYPE_CHECKING:
     from mae_pipe.engine import Engine
@@ -82,8 +82,8 @@ def load(
     seed: int | None = None,
     ratio: float | None = None,
     mask: str | None = None,
-) -> tuple[Pretrain, MaskedAutoencoder, int]:
-    """The recipe, the whole autoencoder with its newest weights, and their step."""
+) -> tuple[Pretrain, Method, int]:
+    """The recipe, the whole method with its newest weights, and their step."""
     recipe = runs.read_recipe(run)
     if not isinstance(recipe, Pretrain):
         raise RunError(f"{run} is a {recipe.task} run, which predicts no patches; give a run of mae-pipe pretrain")
@@ -97,10 +97,9 @@ def load(
     chosen = parse(values, str(run / "recipe.json"))
     assert isinstance(chosen, Pretrain)
     task = build(chosen, catalog)
-    if not isinstance(task, MaskedAutoencoder):
+    if not task.reconstructs:
         raise RunError(
-            f"{run} was pretrained by {recipe.method.name!r}, which predicts no patches; "
-            "give a run of a masked autoencoder"
+            f"{run} was pretrained by {recipe.method.name!r}, which predicts no patches; give a run of mae or beit"
         )
     return chosen, task.eval(), fill(task, run)
 

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from mae_pipe import __version__, machine, recipe
 from mae_pipe.catalog import Catalog
+from mae_pipe.changes import FREE, within
 from mae_pipe.checkpoints import Archive, check, read_record
 from mae_pipe.data import region
 from mae_pipe.data.address import without_keys
@@ -33,21 +34,10 @@ from mae_pipe.saver import Saver
 from mae_pipe.toml import flat
 from mae_pipe.weights import Entry, write_safetensors
 
-FREE = (  # a resumed run may change them
-    "about",
-    "logging",
-    "monitor",
-    "saving",
-    "faults",
-    "eval_every_epochs",
-    "data.workers",
-    "data.worker_kind",
-    "data.micro_batch",
-    "engine",
-)
 OPTIMIZER = "optimizer.name"
 ADAMW = {"adamw", "fused_adam", "cpu_adam"}  # all compute the same, and which there is depends on the engine
-BEGUN = {"checkpoints", "run.json", ".run.json.tmp", ".recipe.json.tmp"}  # of a run that was killed as it began
+# what a run may hold that was killed as it began; features, of a probe of a recipe's first weights
+BEGUN = {"checkpoints", "features", "run.json", ".run.json.tmp", ".recipe.json.tmp"}
 
 T = TypeVar("T")
 
@@ -155,7 +145,7 @@ class Run:
         before = flat(read_recipe(folder).model_dump(mode="json"))  # keys that are newer than the run: their defaults
         now = flat(json.loads(_json(chosen.model_dump(mode="json"))))
         free = (*FREE, OPTIMIZER) if {before[OPTIMIZER], now[OPTIMIZER]} <= ADAMW else FREE
-        names = [n for n in sorted({*before, *now}) if before.get(n) != now.get(n) and not n.startswith(free)]
+        names = [n for n in sorted({*before, *now}) if before.get(n) != now.get(n) and not within(n, free)]
         if names:
             said = "; ".join(f"{n} was {before.get(n)!r}, now {now.get(n)!r}" for n in names[:4])
             more = f" and {len(names) - 4} more" if len(names) > 4 else ""

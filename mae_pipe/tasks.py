@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,29 +12,12 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.contracts import MaskSampler, Target, View
 from mae_pipe.errors import PluginError, RecipeError
 from mae_pipe.masking import Mask, visible_count
-from mae_pipe.method import Method
+from mae_pipe.method import Method, Reconstruction
 from mae_pipe.pixels import normalise
 from mae_pipe.recipe import Data, EncoderShape, Pretrain
 
 if TYPE_CHECKING:
     from mae_pipe.data.batch import Batch
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """What a model makes of a batch; every image is normalised, [B, C, H, W] float32.
-
-    Attributes:
-        images: the originals.
-        mask: what was hidden.
-        picture: the prediction at every patch, as the target draws it.
-        caption: how the target made the picture.
-    """
-
-    images: Tensor
-    mask: Mask
-    picture: Tensor
-    caption: str
 
 
 class MaskedAutoencoder(Method):
@@ -81,25 +63,6 @@ class MaskedAutoencoder(Method):
             raise RecipeError(f"this is for masked autoencoders, and the recipe's method is {recipe.method.name!r}")
         return found
 
-    @overload  # type: ignore[override]
-    def forward(self, batch: Batch, mode: Literal["loss", "features"] = "loss") -> Tensor: ...
-
-    @overload
-    def forward(self, batch: Batch, mode: Literal["reconstruct"]) -> Reconstruction: ...
-
-    def forward(self, batch: Batch, mode: str = "loss") -> Tensor | Reconstruction:
-        """The mean loss over hidden patches, a float32 scalar; or the pictures of ``reconstruct``.
-
-        Both go through here because ZeRO 3 gathers weights when the root module is called.
-        """
-        if mode != "reconstruct":
-            return super().forward(batch, mode)  # type: ignore[no-any-return]
-        images = self.images(batch)
-        scores = self.scores_of(images, batch)
-        mask = Mask.from_scores(scores, self.ratio)
-        prediction = self.decoder(self.encoder(images, mask), mask, everywhere=True).float()  # [B, N, K]
-        return Reconstruction(images, mask, self.target.picture(prediction, images), self.target.caption)
-
     def loss(self, batch: Batch) -> Tensor:
         """The mean over the hidden patches of all images, or over all patches, a float32 scalar."""
         images = self.images(batch)
@@ -128,15 +91,12 @@ class MaskedAutoencoder(Method):
             truth = self.target.truth(images) if self.everywhere else self.target.truth_at(images, mask.hidden)
         return self.target.loss(prediction, truth).mean()
 
-    @torch.no_grad()
-    def reconstruct(self, batch: Batch) -> Reconstruction:
-        """Input, mask and prediction of a batch, for people to look at; no gradients, no dropout."""
-        training = self.training
-        self.eval()
-        try:
-            return self(batch, mode="reconstruct")  # type: ignore[no-any-return]
-        finally:
-            self.train(training)
+    def reconstruction(self, batch: Batch) -> Reconstruction:
+        """What the decoder makes of every patch."""
+        images = self.images(batch)
+        mask = Mask.from_scores(self.scores_of(images, batch), self.ratio)
+        prediction = self.decoder(self.encoder(images, mask), mask, everywhere=True).float()  # [B, N, K]
+        return Reconstruction(images, mask, self.target.picture(prediction, images), self.target.caption)
 
 
 def view_of(data: Data, encoder: EncoderShape) -> View:

@@ -42,6 +42,12 @@ class It(Method):
 '''
 SUM = "error.mean() + self.level"
 INIT = "super().__init__()\n"
+PICTURE = """    def reconstruction(self, batch):
+        from mae_pipe.api import Mask, Reconstruction
+        images, grid = self.images_of(batch)[0], self.view.grid
+        mask = Mask.from_scores(self.rng(batch, "mask").uniform(grid.size), 0.5)
+        return Reconstruction(images, mask, PICTURE, "")
+    def signs"""
 
 WRONG = [
     ("is built", INIT, f"{INIT}        raise ValueError('never')\n", "never"),
@@ -65,6 +71,11 @@ WRONG = [
     ("publishes an encoder", "    views = ", "    published = 'teacher'\n    views = ", "'teacher', which it has not"),
     ("gives features", "    def signs", "    def features(self, images): return self.encoder(images)\n    def signs", r"expected \[B, D\]"),
     ("gives features", "    def signs", "    def features(self, images): return images.mean(0)[0]\n    def signs", "features gave shape"),
+    ("draws what it predicts", "    def signs", PICTURE.replace("PICTURE", "images[:, :1]"), r"picture gave shape \[6, 1,"),
+    ("draws what it predicts", "    def signs", PICTURE.replace("PICTURE", "images / 0"), "not finite"),
+    ("draws what it predicts", "    def signs", PICTURE.replace("PICTURE", "images - images.mean()"), "depends on the others"),
+    ("draws what it predicts", "    def signs", PICTURE.replace("PICTURE", "images").replace("grid.size)", "9)"), "mask is of"),
+    ("changes nothing in evaluation", "    def signs", PICTURE.replace("PICTURE", "images + self.seen.add_(1)"), "changes seen"),
     ("follows devices", "small.mean((2, 3))", "small.mean((2, 3)) * torch.ones(6, 3)", "mixes devices"),
     ("is bf16 safe", "self.predict(self.encoder(noisy).mean(1)).float()", "self.predict(self.encoder(noisy).mean(1).float())", "fails in a bf"),
     ("is bf16 safe", SUM, f"({SUM}).to(self.predict.bias.dtype)", "bfloat16, expected float32"),

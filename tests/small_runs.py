@@ -42,11 +42,11 @@ def pictures(folder: Path) -> Path:
 
 
 def narrow(name: str, depth: int = 2) -> list[str]:
-    """Changes that make a pretraining recipe's networks four numbers a head wide."""
+    """Changes that make a pretraining recipe's networks two heads of four numbers wide."""
     loaded = recipe.load(name)
     assert isinstance(loaded, recipe.Pretrain)
     parts = ["encoder", *({"decoder"} & loaded.model_fields_set)]  # a method without one has no such table
-    widths = [f"{part}.width={4 * getattr(loaded, part).heads}" for part in parts]
+    widths = [change for part in parts for change in (f"{part}.width=8", f"{part}.heads=2")]
     heads = [f"method.options.{name}=16" for name in ("out", "hidden", "bottleneck") if name in loaded.method.options]
     return [*widths, *heads, f"encoder.depth={depth}", *(f"{part}.depth=1" for part in parts[1:])]
 

@@ -17,8 +17,8 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.checkpoints import Archive
 from mae_pipe.downstream import downstream
 from mae_pipe.engine.state import AVERAGE
+from tests.nursing import call
 from tests.test_downstream import chosen, measured, run, shards  # noqa: F401  # two are fixtures
-from tests.test_elastic import work
 from tests.tiny import losses
 from tests.workers import elastic
 from tests.workers.elastic import BEFORE, DECAY, Model
@@ -85,7 +85,7 @@ def test_it_is_the_plain_formula_and_leaves_no_trace(tmp_path: Path, setting: st
 def test_any_ranks_keep_the_same_and_go_on_with_each_others(
     tmp_path: Path, settings: tuple[str, ...], moments: set[str]
 ) -> None:
-    work(elastic, tmp_path, *settings)
+    call(elastic, tmp_path, *settings)
     found = json.loads((tmp_path / "found.json").read_text())
     assert {
         pair: other for pair, other in found["other"].items() if other

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from mae_pipe import cli, recipe
+from mae_pipe import cli, pictures, recipe
 from mae_pipe.building import build as build_method
 from mae_pipe.catalog import Catalog
 from mae_pipe.contracts import Grid
@@ -100,6 +100,40 @@ def test_the_loss_is_the_cross_entropy_of_hidden_tokens(tiny: Path) -> None:
             terms.append(math.log(sum(map(math.exp, logits))) - logits[int(truth[image, patch])])
     assert len(terms) == 75
     assert float(found.detach()) == pytest.approx(sum(terms) / 75, abs=1e-5)
+
+
+def test_a_picture_is_of_the_tokens_in_their_places(tiny: Path) -> None:
+    """A head that says 7 at one patch and 3 at all others: the tokenizer's picture of just that."""
+    method = method_of(tiny).eval()
+    pixels, numbers = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8), torch.arange(2)
+    batch = Batch(pixels, numbers, numbers, numbers + 5)
+    place = method.reconstruct(batch).mask.hidden[0, 4]
+    wanted = torch.full((2, 64), 3)
+    wanted[0, place] = 7
+
+    class Says(torch.nn.Module):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.one_hot(wanted, method.target.width).float()
+
+    method.head = Says()
+    found = method.reconstruct(batch)
+    assert torch.equal(found.mask.order, method.reconstruct(batch).mask.order)
+    said = method.target.picture(torch.nn.functional.one_hot(wanted, method.target.width).float(), found.images)
+    assert torch.equal(found.picture, said)
+    assert not method.training
+
+
+def test_what_a_run_predicts_is_drawn(tiny: Path, tmp_path: Path) -> None:
+    run("pretrain", tiny / "beit.toml", "--shards", tiny / "shards", "--out", tmp_path / "run")
+    found = sorted(path.stem for path in (tmp_path / "run" / "pictures").iterdir())
+    assert found == ["step-0000000", "step-0000006"]
+    first, last = (pictures.tiles(tmp_path / "run" / "pictures" / f"{name}.png") for name in found)
+    assert first["input"][0].tobytes() == last["input"][0].tobytes()
+    assert first["prediction"][0].tobytes() != last["prediction"][0].tobytes()
+    run(
+        "reconstruct", tmp_path / "run", "--shards", tiny / "shards", "--split", "train", "--out", tmp_path / "grid.png"
+    )
+    assert len(pictures.tiles(tmp_path / "grid.png")["prediction"]) == 8
 
 
 def test_only_what_is_hidden_is_hidden(tiny: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +29,9 @@ from mae_pipe.features.logistic import fit
 from mae_pipe.features.regression import regression
 from mae_pipe.features.rules import rule_of
 from mae_pipe.features.sweep import sweep
+from mae_pipe.provenance import as_toml
 from mae_pipe.reporting import render
+from mae_pipe.runs import read_recipe
 from mae_pipe.tables import Optimizer
 from tests import test_downstream as small
 from tests.test_downstream import chosen
@@ -133,6 +137,22 @@ def test_few_labels_and_an_untrained_encoder_have_results_of_their_own(run: Path
     }
     assert outcome.pays(outcome.results(run)) is False  # no two of the same kind
     assert "Linear probe, best rate, untrained" in render([run])
+
+
+def test_first_weights_of_a_recipe_are_probed_with_features_in_the_probes_folder(
+    run: Path, shards: Path, tmp_path: Path
+) -> None:
+    settings, shape = chosen("probe", *PLAIN, BATCHNORM), tmp_path / "shape.toml"
+    shape.write_text(as_toml(read_recipe(run)), encoding="utf-8")
+    given: dict[str, Any] = {"catalog": Catalog(), "shards": shards, "from_scratch": True}
+    online = downstream(shape, settings, out=tmp_path / "online", **given)
+    cached = downstream(shape, settings, out=tmp_path / "cached", cached=True, **given)
+    assert cached.metrics == pytest.approx(online.metrics, abs=1e-4)
+    features = tmp_path / "cached" / "features"
+    assert len([path for path in features.iterdir() if path.is_dir()]) == 2  # of each split
+    killed = tmp_path / "killed"
+    shutil.copytree(features, killed / "features")  # before there was anything else
+    assert downstream(shape, settings, out=killed, cached=True, **given).metrics == cached.metrics
 
 
 @pytest.mark.parametrize("choice", ["lars", "sgd", "adamw"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -17,34 +16,31 @@ from mae_pipe import __version__, cli, errors
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "deepspeed", "webdataset", "timm", "torchvision", "matplotlib", "numpy", "ffcv")
+# What an answer may import in all, the interpreter's own modules among them (torch: 1,200).
+MODULES = 400
 
 
 def mae_pipe(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "mae_pipe", *arguments], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plugins"]])
-def test_the_first_answer_comes_in_half_a_second_and_imports_nothing_heavy(arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["plugins"], ["plugins", "list"], ["plugins", "show", "head", "linear"], ["recipes"]]
+)
+def test_what_only_shows_imports_nothing_heavy(arguments: list[str]) -> None:
+    """The answer is there at once: `tools/bench_cli.py` has the seconds, which a test on a shared machine has not."""
     code = (
         "import json, sys; from mae_pipe.cli import main; sys.argv[0] = 'mae-pipe'\n"
         "try: main()\n"
         "except SystemExit as end: print(json.dumps([end.code or 0, sorted(sys.modules)]))"
     )
-    command = [sys.executable, "-c", code, *arguments]
-    seconds = []
-    for _ in range(5):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        status, modules = json.loads(done.stdout.splitlines()[-1])
-        assert status == 0
-        assert not set(HEAVY) & set(modules)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        if seconds[-1] < 0.5:
-            return
-    # Seconds of work, not of the clock. Still, another program takes caches and a shared core's other half away, so
-    # what the command needs is the least of some tries.
-    pytest.fail(f"it takes {min(seconds):.2f} s of work")
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    *shown, last = done.stdout.splitlines()
+    status, modules = json.loads(last)
+    assert status == 0
+    assert shown
+    assert not set(HEAVY) & set(modules)
+    assert len(modules) < MODULES
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)

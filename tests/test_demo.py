@@ -10,6 +10,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,8 +81,10 @@ def test_the_minutes_scale_the_epochs_of_digits_and_nothing_else(minutes: float)
     chosen = study.of_digits(minutes)
     whole, scaled = recipe.load("digits"), recipe.load("digits", chosen.pretrain_changes)
     assert scaled.schedule.epochs == pytest.approx(whole.schedule.epochs * minutes / study.MINUTES, rel=1e-3, abs=1e-5)
-    free = {"schedule", "saving", "logging"}
+    free: dict[str, Any] = {"schedule": True, "saving": True, "logging": True, "monitor": {"band"}}
     assert scaled.model_dump(exclude=free) == whole.model_dump(exclude=free)
+    assert isinstance(scaled, recipe.Pretrain)
+    assert bool(scaled.monitor.band) == (minutes == study.MINUTES)  # it is of the recipe's own schedule
 
 
 @pytest.mark.parametrize("images", [3, 20, 500, 9_469, 1_281_167])

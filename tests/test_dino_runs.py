@@ -15,7 +15,7 @@ from mae_pipe.checkpoints import Archive
 from mae_pipe.errors import MaePipeError, RecipeError, Stopped
 from mae_pipe.pretraining import pretrain
 from mae_pipe.sharding import build
-from tests.test_elastic import work
+from tests.nursing import call
 from tests.tiny import losses
 from tests.workers import ways
 
@@ -84,7 +84,7 @@ def last(out: Path) -> Archive:
 
 def test_neither_ranks_nor_micro_batches_nor_stages_change_what_is_learned(tiny: Path, tmp_path: Path) -> None:
     others = ("1.2.4", "2.1.4", "2.2.2")
-    work(ways, tiny / "dino.toml", tiny / "shards", tmp_path, "1.1.8", *others)
+    call(ways, tiny / "dino.toml", tiny / "shards", tmp_path, "1.1.8", *others)
     expected, loss = last(tmp_path / "1.1.8").weights(), losses(tmp_path / "1.1.8")
     assert len(loss) == 6
     assert float(expected["sharpened.centre"].std()) > 1e-3

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +14,9 @@ import torch
 from mae_pipe.optim import Plan
 from mae_pipe.recipe import Optimizer
 from mae_pipe.spawning import Job, spawn
+from tests.nursing import call
 from tests.workers import stages
 
-WORKER = Path(stages.__file__)
 TOLERANCE = 1e-5
 STAGES = (1, 2, 3)
 
@@ -63,19 +60,9 @@ def plain_torch(
     return losses
 
 
-def launched(worker: Path, processes: int, arguments: list[str]) -> None:
-    """Run a worker to its end: alone, or by torchrun."""
-    command = [sys.executable, str(worker), *arguments]
-    if processes > 1:
-        command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(worker.parents[2])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def run(tmp_path: Path, processes: int, choices: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
     out = tmp_path / f"{processes}.json"
-    launched(WORKER, processes, [str(out), json.dumps(choices)])
+    call(stages, out, json.dumps(choices), ranks=processes, seconds=1800)
     return json.loads(out.read_text())
 
 
@@ -100,18 +87,37 @@ FLOAT32 = {
 }
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_every_engine_gives_the_losses_of_plain_torch(tmp_path: Path, processes: int) -> None:
+# One of each kind, at the stage where it has most to do.
+QUICK = (
+    *at_every_stage("nothing else"),
+    *at_every_stage("small buckets"),
+    "optimizer on the CPU, ZeRO 2",
+    "all on the CPU",
+    "blocks computed again, ZeRO 3",
+    "nothing fetched ahead",
+    "sums beside the backward pass, ZeRO 2",
+    "gradients where they are, ZeRO 2",
+    "no process holds the model",
+)
+ONE_TOO = [pytest.param(1, marks=pytest.mark.slow), 2]
+
+
+@pytest.mark.parametrize(
+    ("processes", "names"),
+    [(2, QUICK), *(pytest.param(processes, tuple(FLOAT32), marks=pytest.mark.slow) for processes in (1, 2))],
+    ids=["2 quick", "1", "2"],
+)
+def test_every_engine_gives_the_losses_of_plain_torch(tmp_path: Path, processes: int, names: tuple[str, ...]) -> None:
     expected = plain_torch()
-    found = run(tmp_path, processes, FLOAT32)
+    found = run(tmp_path, processes, {name: FLOAT32[name] for name in names})
     assert len(expected) == 8
     assert expected[-1] < expected[0]  # something was learnt, so a lost gradient would show
-    assert set(found) == set(FLOAT32)
+    assert set(found) == set(names)
     for name, losses in found.items():
         assert losses == pytest.approx(expected, rel=TOLERANCE), f"{name}, {processes} processes"
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", ONE_TOO)
 def test_half_precision_keeps_float32_weights_and_sums(
     tmp_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,12 +133,13 @@ def test_half_precision_keeps_float32_weights_and_sums(
 
 
 def test_sums_over_ranks_are_in_float32_unless_the_recipe_says_otherwise(tmp_path: Path) -> None:
-    fine, coarse = (
-        run(tmp_path, 2, at_every_stage("", precision="bf16", reduce_dtype=dtype)) for dtype in ("fp32", "precision")
-    )
-    for name, losses in fine.items():
-        assert losses[:2] == coarse[name][:2], "before the first update there is no difference"
-        assert losses != pytest.approx(coarse[name], rel=TOLERANCE), name
+    types = ("fp32", "precision")
+    ways = [at_every_stage(dtype, precision="bf16", reduce_dtype=dtype) for dtype in types]
+    found = run(tmp_path, 2, ways[0] | ways[1])
+    for stage in STAGES:
+        fine, coarse = (found[f"{dtype}, ZeRO {stage}"] for dtype in types)
+        assert fine[:2] == coarse[:2], "before the first update there is no difference"
+        assert fine != pytest.approx(coarse, rel=TOLERANCE), stage
 
 
 @pytest.mark.slow

@@ -39,6 +39,7 @@ def test_steps_beyond_the_budget_are_cut_or_named_and_nothing_is_taken_for_a_gpu
     assert found["about"] in written.with_suffix(".md").read_text()
 
 
+@pytest.mark.slow  # it runs pytest three times
 def test_a_step_whose_tests_were_all_skipped_has_run_nothing(tmp_path: Path) -> None:
     steps = ["broken 3 1"]
     for name, words in {"skipped": "on_a_gpu", "passed": "on_a_cpu", "deselected": "no_such"}.items():

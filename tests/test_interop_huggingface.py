@@ -21,6 +21,7 @@ from mae_pipe.interop.imports import bring_in
 from mae_pipe.interop.model import Model
 from mae_pipe.recipe import Data, DecoderShape, EncoderShape
 from mae_pipe.reconstructing import load
+from mae_pipe.tasks import MaskedAutoencoder
 
 from .travelling import (
     HEADS,
@@ -54,6 +55,7 @@ def loaded(kind: Any, folder: Path, **options: Any) -> Any:
 def losses(run: Path, folder: Path, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Our loss and transformers', of the same masks."""
     _, task, _ = load(run, Catalog())
+    assert isinstance(task, MaskedAutoencoder)
     noise = torch.rand(len(pixels), task.grid.size, generator=torch.Generator().manual_seed(2))
     theirs = loaded(ViTMAEForPreTraining, folder)
     with torch.no_grad():

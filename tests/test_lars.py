@@ -13,7 +13,7 @@ import torch
 from mae_pipe.checkpoints import Archive
 from mae_pipe.engine.lars import Lars, each_alone
 from mae_pipe.recipe import Optimizer
-from tests.test_elastic import work
+from tests.nursing import call
 from tests.test_engine import TOLERANCE, plain_torch, run
 from tests.workers import elastic
 
@@ -120,7 +120,7 @@ def test_momentum_is_in_a_checkpoint_and_goes_on_anywhere(
 ) -> None:
     """In three parts most tensors are padded."""
     settings = [f"{world}.{zero}.fp32.optimizer={name}" for world, zero in ways]
-    work(elastic, tmp_path, *settings)
+    call(elastic, tmp_path, *settings)
     found = json.loads((tmp_path / "found.json").read_text())
     assert {pair: other for pair, other in found["other"].items() if other} == {}
     for mine in settings:

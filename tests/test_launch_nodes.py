@@ -101,7 +101,8 @@ def launchers(job: list[str], launcher: str, host: str, places: tuple[str, str])
     ]
 
 
-@pytest.mark.parametrize("launcher", [pytest.param("torchrun", marks=pytest.mark.slow), "ours"])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "ours"])
 def test_two_launchers_on_loopback_are_one_job(
     given: tuple[Path, Path], alone: dict[int, float], tmp_path: Path, launcher: str
 ) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +21,10 @@ from mae_pipe.errors import PluginError, RecipeError
 from mae_pipe.pretraining import construct, groups_of, pretrain
 from mae_pipe.recipe import Pretrain, changed
 from mae_pipe.sharding import build as shard
+from tests.nursing import call
 from tests.tiny import losses
 from tests.workers import contrasted
 
-WORKER = Path(contrasted.__file__)
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
@@ -56,10 +53,7 @@ def shards(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def runs(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run of every leg."""
     out = tmp_path_factory.mktemp("legs")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[2])}
-    command = [sys.executable, str(WORKER), str(shards), str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    call(contrasted, shards, out)
     return out
 
 

@@ -17,7 +17,7 @@ from mae_pipe.errors import RecipeError
 from mae_pipe.sharding import build
 from mae_pipe.tables import FaultChoice
 from mae_pipe.tasks import MaskedAutoencoder
-from tests.test_elastic import work
+from tests.nursing import call
 from tests.test_trainer import Line, begin, go
 from tests.tiny import losses
 from tests.workers import finetuned
@@ -42,7 +42,7 @@ def run(image_folder: Path, tmp_path: Path) -> Path:
 
 
 def test_one_rank_and_two_have_the_same_losses_with_all_the_noise_there_is(run: Path, tmp_path: Path) -> None:
-    work(finetuned, run, tmp_path)
+    call(finetuned, run, tmp_path)
     alone, together = (losses(tmp_path / world) for world in ("1", "2"))
     assert list(alone) == list(together) == list(range(1, 9))
     assert together == pytest.approx(alone, rel=1e-5)

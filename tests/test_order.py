@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import tracemalloc
 
 import numpy as np
@@ -81,15 +80,12 @@ def test_large_shuffles_are_as_random_as_numpys() -> None:
     assert abs(lags.mean() / size - 1 / 3) < 0.01
 
 
-def test_epochs_of_many_images_cost_no_memory_and_begin_at_once() -> None:
+def test_epochs_of_many_images_cost_no_memory() -> None:
     order = Order(14_000_000, 3)
     tracemalloc.start()
-    began = time.perf_counter()
     numbers = order.at(700 * 14_000_000 + 5_000_000 + np.arange(4096))
-    seconds = time.perf_counter() - began
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(np.unique(numbers)) == 4096
     assert numbers.max() > 13_000_000
     assert peak < 5 << 20
-    assert seconds < 1

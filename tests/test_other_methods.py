@@ -125,7 +125,7 @@ def test_unlabelled_shards_are_no_ground_for_a_check(home: Path, image_folder: P
 
 def test_there_is_nothing_to_reconstruct(home: Path, image_folder: Path, tmp_path: Path) -> None:
     image = str(next(image_folder.rglob("*.png")))
-    with pytest.raises(RunError, match="'supervised', which predicts no patches; give a run of a masked autoencoder"):
+    with pytest.raises(RunError, match="'supervised', which predicts no patches; give a run of mae or beit"):
         done("reconstruct", str(home / "run"), image, "--out", str(tmp_path / "out.png"))
 
 

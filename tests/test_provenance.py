@@ -92,6 +92,8 @@ def test_a_value_says_where_it_comes_from(tmp_path: Path) -> None:
     }
     assert (found.sources["optimizer.base_lr"], found.sources["data.std"]) == ("--set", "--set")
     assert provenance.read("probe", ["head.name=knn"]).sources["head.name"] == "--set"
+    found = provenance.read("mae_vit_base_patch16", ["mask.ratio=0.5"])
+    assert found.sources["monitor.band"] == "none, as --set leads to other losses"
 
 
 def test_what_follows_from_the_values_is_told() -> None:
@@ -113,7 +115,9 @@ def test_what_differs_is_told_with_both_sources(tmp_path: Path) -> None:
     a = provenance.read("mae_vit_base_patch16")
     for b in (provenance.read(str(tmp_path / "other")), provenance.read(str(tmp_path / "other" / "recipe.json"))):
         source = "paper, table 1f; main_pretrain.py"
-        assert list(provenance.differences(a, b)) == [("mask.ratio", "0.75", "0.6", source, "the run")]
+        ratio, band = provenance.differences(a, b)
+        assert ratio == ("mask.ratio", "0.75", "0.6", source, "the run")
+        assert (band[0], band[2], band[4]) == ("monitor.band", "[]", "the run")  # it was of the other ratio
     assert run("diff", "mae_vit_base_patch16", str(tmp_path / "run")).output == "they have the same values\n"
     with pytest.raises(RecipeError, match="is a run, whose recipe is fixed"):
         provenance.read(str(tmp_path / "run"), ["seed=1"])

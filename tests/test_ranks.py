@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,9 +17,9 @@ from mae_pipe.data import decode
 from mae_pipe.data.shelf import Shelf
 from mae_pipe.pixels import normalise
 from mae_pipe.sharding import build
+from tests.nursing import call
 from tests.workers import measure
 
-WORKER = Path(measure.__file__)
 IMAGES = 11
 
 
@@ -42,10 +39,7 @@ def shards(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def found(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     """Number of ranks -> what each of them was told."""
     out = tmp_path_factory.mktemp("ranks") / "told.json"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[2])}
-    command = [sys.executable, str(WORKER), str(shards), str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    call(measure, shards, out)
     return {int(world): told for world, told in json.loads(out.read_text()).items()}
 
 

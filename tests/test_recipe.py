@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined
 
 from mae_pipe import recipe
+from mae_pipe.changes import apply
 from mae_pipe.errors import RecipeError
 
 
@@ -132,3 +134,29 @@ def test_every_key_and_its_default_are_documented() -> None:
 def test_every_built_in_recipe_is_documented() -> None:
     text = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
     assert {name for name in recipe.names() if f"| `{name}` |" not in text} == set()
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ((), True),
+        (("seed=3", "optimizer.base_lr=0.1", "engine.zero=3", "data.workers=1", "monitor.every_epochs=1.0"), True),
+        (("mask.ratio=0.75", "schedule.epochs=800"), True),  # what it is already
+        (("mask.ratio=0.5",), False),
+        (("target.name=pixel",), False),
+        (("schedule.epochs=5", "seed=3"), False),
+        (("data.size=128", "monitor.every_epochs=1.0"), False),
+    ],
+)
+def test_a_band_of_losses_goes_where_a_change_leads_to_others(changes: tuple[str, ...], kept: bool) -> None:
+    values = tomllib.loads(recipe.text_of("mae_vit_base_patch16")[0])
+    apply(values, changes)
+    assert ("band" in values["monitor"]) == kept
+
+
+def test_a_band_that_is_given_stays() -> None:
+    changes = ("mask.ratio=0.5", "monitor.band=[[1.0, 0.5, 0.9]]")
+    for given in (changes, {"mask.ratio": 0.5, "monitor": {"band": [[1.0, 0.5, 0.9]]}}):
+        loaded = recipe.load("mae_vit_base_patch16", given)
+        assert isinstance(loaded, recipe.Pretrain)
+        assert loaded.monitor.band == ((1.0, 0.5, 0.9),)

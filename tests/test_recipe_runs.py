@@ -1,7 +1,7 @@
 """Every built-in recipe is run for two steps by its command.
 
 All of its values are its own, but for the batch, workers, epochs, how often it saves and looks, and the size of the
-networks: two blocks, four numbers a head. The slow tests keep the width and have one block.
+networks: two blocks, two heads of four numbers. The slow tests keep the width and have one block.
 """
 
 from __future__ import annotations

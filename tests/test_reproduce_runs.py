@@ -112,6 +112,7 @@ def test_a_process_that_fails_says_its_sentence(whole: Path, shards: Path, tmp_p
     assert (second / "pretrained.json").is_file()
 
 
+@pytest.mark.slow  # lives of a process that imports everything anew; the next test kills fifty times
 def test_a_killed_one_goes_on_and_ends_with_the_same_page(whole: Path, shards: Path, tmp_path: Path) -> None:
     ends = killed(tmp_path / "out", shards, [0.15, 0.3, 0.6, 0.5])
     assert "killed" in ends

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -22,17 +21,13 @@ from mae_pipe.errors import DiskError, RunError
 from mae_pipe.indexing import index
 from mae_pipe.runs import Run
 from mae_pipe.sharding import build
+from tests import nursing
 from tests.workers import pretrain_and_die
 from tests.workers.plain_beton import plain_beton
 
-WORKER = Path(pretrain_and_die.__file__)
-ROOT = WORKER.parents[2]
-
 
 def start(shards: Path, run: Path, log: Path, death: int = -1) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(WORKER), *map(str, (shards, run, log, death))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    return nursing.run(pretrain_and_die, shards, run, log, death)
 
 
 def rows(log: Path) -> list[dict[str, object]]:
@@ -59,7 +54,7 @@ def beton_of(folder: Path) -> bytes:
     return plain_beton([("image", 2), ("label", 1)], samples)
 
 
-@pytest.mark.parametrize("form", ["webdataset", "ffcv", "an indexed beton"])
+@pytest.mark.parametrize("form", ["webdataset", "ffcv", pytest.param("an indexed beton", marks=pytest.mark.slow)])
 def test_a_killed_run_repeats_the_uninterrupted_one_exactly(
     finished: Path, image_folder: Path, tmp_path: Path, form: str
 ) -> None:

@@ -8,21 +8,20 @@ from typing import Any
 
 import pytest
 
-from tests.test_engine import launched
+from tests.nursing import call
 from tests.workers import sharded
 
-WORKER = Path(sharded.__file__)
 MIDDLE = {"width": 768, "depth": 12, "heads": 12}  # 85 M parameters
 
 
 def found(tmp_path: Path, processes: int, **wanted: Any) -> list[dict[str, Any]]:
     """What each rank says."""
     out = tmp_path / "found"
-    launched(WORKER, processes, [str(out), json.dumps(wanted)])
+    call(sharded, out, json.dumps(wanted), ranks=processes, seconds=1800)
     return [json.loads(Path(f"{out}.{rank}").read_text()) for rank in range(processes)]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_first_weight_is_the_usual_one_to_the_last_bit(tmp_path: Path, processes: int, precision: str) -> None:
     engine = {"precision": precision, "sharded_construction": True}

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mae_pipe.errors import RecipeError
 from mae_pipe.synced import SyncedBatchNorm, of_all_ranks
+from tests.nursing import call
 from tests.workers import synced
-
-WORKER = Path(synced.__file__)
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
     """ "World.rank" -> what it found."""
     out = tmp_path_factory.mktemp("synced")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[2])}
-    command = [sys.executable, str(WORKER), str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    call(synced, out)
     return {path.name: torch.load(path, weights_only=True) for path in out.iterdir()}
 
 

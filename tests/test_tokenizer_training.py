@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from mae_pipe.sharding import build
 from mae_pipe.tokenizer.folder import load_tokenizer
 from mae_pipe.tokenizer.task import Tokenizing
 from mae_pipe.tokenizer.training import Result, train_tokenizer
+from tests.nursing import call
 from tests.workers import quantize_on_ranks
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -172,10 +170,7 @@ def test_the_temperature_falls_by_the_step_alone() -> None:
 
 
 def test_ranks_have_one_codebook_and_one_result(shards: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(quantize_on_ranks.__file__).parents[2])}
-    arguments = [sys.executable, quantize_on_ranks.__file__, str(shards), str(tmp_path)]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    call(quantize_on_ranks, shards, tmp_path)
     alone, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1.0", "2.0", "2.1"))
     assert torch.equal(first["learned"], second["learned"])
     assert torch.allclose(first["learned"], alone["learned"], atol=1e-6)  # as if one had seen all

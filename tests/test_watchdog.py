@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.nursing import call
 from tests.workers import watched
 
-WORKER = Path(watched.__file__)
 CASES = {  # what happens, to which rank -> the exit codes of the ranks that end, and what is said
     ("nothing", 0): ([0, 0, 0], ""),
     ("killed", 1): ([9, -9, 9], "rank 1 of 3 on .* is lost: silent for"),
@@ -31,12 +27,8 @@ CASES = {  # what happens, to which rank -> the exit codes of the ranks that end
 def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], tuple[list[int], str]]:
     """The exit codes of every case, and what its ranks said."""
     out = tmp_path_factory.mktemp("watched")
-    command = [sys.executable, str(WORKER), str(out), *(str(word) for case in CASES for word in case)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[2])}
-    environment["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as the command line sets it
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    codes = map(json.loads, done.stdout.splitlines())
+    said, _ = call(watched, out, *(word for case in CASES for word in case), seconds=150)
+    codes = map(json.loads, said.splitlines())
     return {case: (next(codes), (out / f"{case[0]}-{case[1]}").read_text()) for case in CASES}
 
 

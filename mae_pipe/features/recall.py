@@ -39,7 +39,7 @@ def recall(
     Every rank calls it. Afterwards ``stream`` and ``held_out`` give batches of tokens, and ``task`` takes them.
 
     Args:
-        run: the pretraining run, whose folder keeps them.
+        run: the folder that keeps them.
         views: random crops of a training image; 0: its centre.
     """
     check(recipe, task, views)

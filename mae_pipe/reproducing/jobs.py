@@ -50,19 +50,27 @@ def run_together(study: Study, here: Reproduction, command: Sequence[str], jobs:
     Raises:
         MaePipeError: with the last line of the one that failed; the others are ended, what they have saved is kept.
     """
+    todo = [one for stage in left(study, here) for one in stage]
+    number = 0
     with _ending() as running:
-        for stage in left(study, here):
-            todo = list(stage)
-            while todo or running:
-                while todo and len(running) < jobs:
-                    one = todo.pop(0)
-                    running[one.name] = _start(one.name, here, command, jobs)
-                    console.print(f"begun: {described(one, study)}", highlight=False)
-                name, code = _first_to_end(running)
-                del running[name]
-                if code:
-                    raise _failed(name, code, here)
-                console.print(f"done: {name}", highlight=False)
+        while todo or running:
+            while len(running) < jobs and (one := next((one for one in todo if _may_begin(one, here)), None)):
+                todo.remove(one)
+                running[one.name] = _start(one.name, here, command, jobs)
+                console.print(f"begun: {described(one, study)}", highlight=False, soft_wrap=True)
+            name, code = _first_to_end(running)
+            del running[name]
+            if code:
+                raise _failed(name, code, here)
+            number += 1
+            console.print(
+                f"done: {name} ({number} of {number + len(todo) + len(running)})", highlight=False, soft_wrap=True
+            )
+
+
+def _may_begin(one: Stem | Trained, here: Reproduction) -> bool:
+    """Whether it waits for no tokenizer."""
+    return isinstance(one, Trained) or one.tokenizer is None or whole(one.tokenizer, here)
 
 
 def described(one: Stem | Trained, study: Study) -> str:

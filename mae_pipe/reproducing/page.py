@@ -23,7 +23,7 @@ from mae_pipe.reproducing.figures import NAMES, panels
 from mae_pipe.reproducing.findings import Findings, Number, find
 from mae_pipe.reproducing.folder import Reproduction
 from mae_pipe.reproducing.published import MEASURES, Row
-from mae_pipe.reproducing.stems import Study, evaluating, extra_of, pretraining
+from mae_pipe.reproducing.stems import Study, evaluating, extra_of, measures, pretraining
 
 
 def write(study: Study, here: Reproduction) -> Path:
@@ -48,6 +48,7 @@ def _said(found: Findings, here: Reproduction) -> dict[str, Any]:
         "table": study.table,
         "scale": study.scale,
         "seeds": study.seeds,
+        "differs": [*study.scale.differs, *filter(None, [study.table.notes.get(study.scale.name)])],
         "changes": here.changes,
         "measures": [(measure, NAMES[measure]) for measure in study.table.measures],
         "rows": found.rows,
@@ -55,7 +56,9 @@ def _said(found: Findings, here: Reproduction) -> dict[str, Any]:
         "left_out": [row.label for row in study.table.rows if row not in study.rows],
         "said": said_of,
         "correlations": [
-            (NAMES[measure], _correlation(value, count), count) for measure, (value, count) in found.correlation.items()
+            (NAMES[measure], _correlation(value, count), count)
+            for measure, (value, count) in found.correlation.items()
+            if sum(row.numbers[measure].paper is not None for row in found.rows) > 1  # else there is no order
         ],
         "missing": found.missing,
         "commands": [(row.label, list(commands(row, study, here))) for row in study.rows if study.table.measures],
@@ -70,7 +73,9 @@ def _correlation(value: float | None, count: int) -> str:
 
 
 def said_of(number: Number) -> str:
-    """``73.5 ± 0.2``: mean and deviation of the seeds."""
+    """``73.5 ± 0.2``: mean and deviation of the seeds; nothing where nothing is to be measured."""
+    if not number.ours:
+        return ""
     if number.mean is None:
         return "missing"
     return f"{number.mean:.1f}" + ("" if number.deviation is None else f" ± {number.deviation:.1f}")
@@ -89,8 +94,8 @@ def commands(row: Row, study: Study, here: Reproduction) -> Iterator[str]:
     if not row.scratch:
         yield _command(["pretrain", name, "--shards", "SHARDS", "--out", "RUN"], begin)
     else:
-        yield _command(["recipes", "copy", name, "RUN.toml"], begin)
-    for measure in study.table.measures:
+        yield _command(["recipes", "show", name, "--plain"], begin) + " > RUN.toml"
+    for measure in measures(row, study.table, study.scale):
         recipe, own = evaluating(measure, row, study.scale)
         words = [MEASURES[measure], "RUN", "--recipe", recipe]
         if row.scratch:

@@ -13,7 +13,11 @@ from pydantic import BaseModel, Field
 from mae_pipe.errors import RecipeError, closest
 from mae_pipe.tables import Positive, Table
 
-MEASURES = {"finetuned": "finetune", "linear": "probe"}  # what the paper gives -> the task that measures it
+Measure = Literal["finetuned", "linear"]
+MEASURES: Mapping[Measure, str] = {
+    "finetuned": "finetune",
+    "linear": "probe",
+}  # what is given -> the task that measures it
 
 
 class Clock(Table):
@@ -26,12 +30,14 @@ class Clock(Table):
 
 
 class At(Table):
-    """What is different in a row at one scale; None: as in the row, or in the scale."""
+    """What is different in a row at one scale; None: as in the row, in the scale, or in the table."""
 
     recipe: str | None = None
     changes: tuple[str, ...] | None = None
     finetune: str | None = None
     finetune_changes: tuple[str, ...] = ()
+    probe: str | None = None
+    measures: tuple[Measure, ...] | None = None
     stands: str = ""  # what stands for the paper's row
     x: float | None = None
 
@@ -76,15 +82,17 @@ class Published(Table):
         claim: what it says, in a sentence.
         measures: of ``MEASURES``; empty where only the clock is read.
         x_label: of a figure; empty: it is a table.
+        notes: scale -> what else differs there.
     """
 
     name: str
     title: str
     where: str
     claim: str
-    measures: tuple[Literal["finetuned", "linear"], ...]
+    measures: tuple[Measure, ...]
     x_label: str = ""
     x_scale: Literal["linear", "log"] = "linear"
+    notes: Mapping[str, str] = Field(default_factory=dict)
     rows: tuple[Row, ...]
 
     def at(self, scale: str) -> list[Row]:

@@ -12,7 +12,7 @@ from functools import cached_property
 from mae_pipe import recipe as recipes
 from mae_pipe.errors import RecipeError
 from mae_pipe.recipe import Downstream, Pretrain, Recipe, Tokenizer
-from mae_pipe.reproducing.published import MEASURES, At, Published, Row, Scale
+from mae_pipe.reproducing.published import MEASURES, At, Measure, Published, Row, Scale
 
 TOKENIZER = "target.options.tokenizer"
 PARTS = ("pretrain", "finetune", "probe", "tokenizer")
@@ -83,7 +83,7 @@ class Cell:
 
     row: Row
     seed: int
-    measure: str
+    measure: Measure
     stem: str
     evaluation: str
 
@@ -132,7 +132,7 @@ def plan(table: Published, scale: Scale, *, seeds: int, data: str, extra: Extra 
         for seed in range(seeds if table.measures else 0):
             stem = _stem(row, scale, seed, data, extra)
             known = stems.setdefault(stem.name, stem)
-            for measure in table.measures:
+            for measure in measures(row, table, scale):
                 evaluation = _evaluation(measure, row, scale, seed, extra)
                 if evaluation not in known.evaluations:
                     known = replace(known, evaluations=(*known.evaluations, evaluation))
@@ -146,6 +146,12 @@ def at(row: Row, scale: str) -> At:
     return row.at.get(scale, At())
 
 
+def measures(row: Row, table: Published, scale: Scale) -> tuple[Measure, ...]:
+    """What is measured of a row: all that its table has, or what it says itself."""
+    own = at(row, scale.name).measures
+    return table.measures if own is None else own
+
+
 def pretraining(row: Row, scale: Scale) -> tuple[str, tuple[str, ...]]:
     """The recipe of a row, by name, and its changes."""
     own = at(row, scale.name)
@@ -156,11 +162,11 @@ def pretraining(row: Row, scale: Scale) -> tuple[str, tuple[str, ...]]:
     return scale.pretrain.recipe, (*scale.shared, *scale.pretrain.changes, *changes)
 
 
-def evaluating(measure: str, row: Row, scale: Scale) -> tuple[str, tuple[str, ...]]:
+def evaluating(measure: Measure, row: Row, scale: Scale) -> tuple[str, tuple[str, ...]]:
     """The recipe that measures a row, by name, and its changes."""
     own = at(row, scale.name)
     if measure == "linear":
-        return scale.probe.recipe, scale.probe.changes
+        return own.probe or scale.probe.recipe, () if own.probe else scale.probe.changes
     changes = () if own.finetune else scale.finetune.changes
     scratch = scale.scratch.changes if row.scratch else ()
     return own.finetune or scale.finetune.recipe, (*changes, *scratch, *own.finetune_changes)
@@ -179,7 +185,7 @@ def _stem(row: Row, scale: Scale, seed: int, data: str, extra: Extra) -> Stem:
     return Stem(chosen, data, name, row.scratch, trained)
 
 
-def _evaluation(measure: str, row: Row, scale: Scale, seed: int, extra: Extra) -> Evaluation:
+def _evaluation(measure: Measure, row: Row, scale: Scale, seed: int, extra: Extra) -> Evaluation:
     name, changes = evaluating(measure, row, scale)
     task = MEASURES[measure]
     chosen = _load(name, (*changes, *extra.get(task, ()), f"seed={seed}"), task)
@@ -210,8 +216,12 @@ def extra_of(changes: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _told(recipe: Recipe) -> str:
-    """What a recipe says, without defaults: a key that a later version adds makes no run another one."""
-    return json.dumps(recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+    """What a recipe says, without defaults: a key that a later version adds makes no run another one.
+
+    Nor does what is only looked at.
+    """
+    said = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"monitor"})
+    return json.dumps(said, sort_keys=True)
 
 
 def _hash(*texts: str) -> str:

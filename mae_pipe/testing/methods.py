@@ -111,12 +111,14 @@ def ignores_global_randomness(subject: Subject) -> None:
 
 @torch.no_grad()
 def changes_nothing_in_evaluation(subject: Subject) -> None:
-    """Loss and features in evaluation leave every weight and buffer as it was."""
+    """Loss, features and pictures in evaluation leave every weight and buffer as it was."""
     method = made(subject).eval()
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     given = batch_of(method)
     loss_of(method, given)
     method.features(method.images_of(given)[0])
+    if method.reconstructs:
+        method.reconstruct(given)
     changed = [name for name, tensor in method.state_dict().items() if not torch.equal(tensor, before[name])]
     require(
         not changed,
@@ -183,6 +185,26 @@ def gives_features(subject: Subject) -> str:
     return f"{features.shape[1]} numbers"
 
 
+def draws_what_it_predicts(subject: Subject) -> str:
+    """If it has a ``reconstruction``: pictures of the images' shape, finite, and each of its image alone."""
+    method = made(subject)
+    if not method.reconstructs:
+        return "it predicts no patches"
+    name, given = type(method).__name__, batch_of(method)
+    found = method.reconstruct(given)
+    same_shape(f"{name}.reconstruction's picture", found.picture, tuple(found.images.shape))
+    finite(f"{name}.reconstruction's picture", found.picture)
+    require(
+        found.mask.order.shape == (IMAGES, method.view.grid.size),
+        f"{name}.reconstruction's mask is of {list(found.mask.order.shape)} patches, "
+        f"expected [{IMAGES}, {method.view.grid.size}]",
+    )
+    part = method.reconstruct(given.each(lambda tensor: tensor[1:3])).picture
+    alike = near(part, found.picture[1:3], share=1e-4)
+    require(alike, f"{name}.reconstruction of an image depends on the others of its batch")
+    return found.caption or "pixels"
+
+
 def follows_devices(subject: Subject) -> str:
     """Loss and features are on the images' device."""
     method = made(subject)
@@ -226,6 +248,7 @@ CONTRACT: tuple[Any, ...] = (
     keeps_its_state,
     publishes_an_encoder,
     gives_features,
+    draws_what_it_predicts,
 )
 SURROUNDINGS: tuple[Any, ...] = (follows_devices, is_bf16_safe)
 

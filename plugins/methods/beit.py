@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mae_pipe.api import Batch, Mask, MaskSampler, Method, Target, plugin
+from mae_pipe.api import Batch, Mask, MaskSampler, Method, Reconstruction, Target, gather, plugin
 
 STD = 0.02  # of the first weights
 
@@ -35,13 +35,23 @@ class Beit(Method):
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean of the target's loss over the hidden patches of all images, a float32 scalar."""
+        images, mask, tokens = self._seen(batch)
+        with torch.no_grad():
+            truth = self.target.truth_at(images, mask.hidden)
+        return self.target.loss(self.head(tokens[:, mask.visible_count :]).float(), truth).mean()
+
+    def reconstruction(self, batch: Batch) -> Reconstruction:
+        """What the linear layer makes of every patch."""
+        images, mask, tokens = self._seen(batch)
+        prediction = self.head(gather(tokens, mask.restore)).float()  # [B, N, K]
+        return Reconstruction(images, mask, self.target.picture(prediction, images), self.target.caption)
+
+    def _seen(self, batch: Batch) -> tuple[Tensor, Mask, Tensor]:
+        """Images, their mask, and tokens [B, N, D]: of visible patches, then of hidden ones."""
         (images,) = self.images_of(batch)
         mask = Mask.from_scores(self.sampler.scores(images, self.view.grid, self.rng(batch, "mask")), self.ratio)
         encoder: Any = self.encoder
-        tokens = encoder(images, mask)[:, encoder.num_prefix_tokens + mask.visible_count :]  # [B, M, D]
-        with torch.no_grad():
-            truth = self.target.truth_at(images, mask.hidden)
-        return self.target.loss(self.head(tokens).float(), truth).mean()
+        return images, mask, encoder(images, mask)[:, encoder.num_prefix_tokens :]
 
 
 def _initialise(method: Beit) -> None:

@@ -1,16 +1,23 @@
-"""Ranks forked from a process that has imported all and begun nothing: a job in a second instead of ten."""
+"""Ranks forked from a process that has imported all and begun nothing: a job in a second instead of ten.
+
+python -m tests.workers.forked RANKS MODULE ARGUMENT...    the main function of a worker in so many ranks
+"""
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import socket
+import sys
 from collections.abc import Callable
 from multiprocessing.context import ForkProcess
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from mae_pipe.engine.library import deepspeed
 
 
 def start(world: int, work: Callable[..., Any], *arguments: Any) -> list[ForkProcess]:
@@ -40,3 +47,16 @@ def _rank(rank: int, world: int, port: int, work: Callable[..., Any], arguments:
     work(*arguments)
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def main() -> None:
+    ranks, module, *arguments = sys.argv[1:]
+    worker = importlib.import_module(module)
+    deepspeed()
+    sys.argv = [module, *arguments]
+    if any(codes := end(start(int(ranks), worker.main), 1700)):
+        sys.exit(f"the ranks ended with {codes}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """First weights and memory of a model that no process holds whole, beside those of one that it does.
 
-python sharded.py OUT '{"encoder": {...}, "engine": {...}, "weights": true}'    run by torchrun, or alone
+python sharded.py OUT '{"encoder": {...}, "engine": {...}, "weights": true}'    forked in ranks, or alone
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Engines of all kinds train the tiny model for some steps; rank 0 writes the losses. Run by torchrun, or alone.
+"""Engines of all kinds train the tiny model for some steps; rank 0 writes the losses. Forked in ranks, or alone.
 
 python stages.py OUT '{"a name": {"zero": 3, ...}, ...}'
 """
@@ -119,7 +119,10 @@ def allow_fp16() -> None:
 def main() -> None:
     allow_fp16()
     out = Path(sys.argv[1])
-    found = {name: losses_of(choice, out.parent) for name, choice in json.loads(sys.argv[2]).items()}
+    choices = json.loads(sys.argv[2])
+    found = {name: losses_of(choice, out.parent) for name, choice in choices.items()}
+    compiled = any(choice.get("compile") for choice in choices.values())
+    assert compiled or "torch._inductor.compile_fx" not in sys.modules  # it takes 2 s to import
     if launch.place().rank == 0:
         out.write_text(json.dumps(found))
 
