@@ -17,8 +17,9 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.costs import costs
 from mae_pipe.errors import RecipeError
 from mae_pipe.recipe import Pretrain, load
-from mae_pipe.reproducing import cluster, page, published
+from mae_pipe.reproducing import cluster, folder, page, published, show
 from mae_pipe.reproducing.folder import Reproduction
+from mae_pipe.reproducing.forecast import BEGIN, Forecast
 from mae_pipe.reproducing.published import scale, table
 from mae_pipe.reproducing.ranks import spearman
 from mae_pipe.reproducing.stems import Stem, Trained, extra_of, measures, plan
@@ -168,6 +169,27 @@ def test_a_dry_run_touches_nothing(tmp_path: Path) -> None:
     assert "1 tokenizer serves all seeds" in done.stderr
     assert "GPU hours" in done.stderr
     assert not out.exists()
+
+
+def test_a_dry_run_of_several_at_a_time_counts_their_beginnings_once(tmp_path: Path) -> None:
+    here = folder.looked_at(scale("digits"), None, tmp_path / "out", (), Catalog())
+    study = plan(table("1f"), scale("digits"), seeds=1, data="x")
+    todo = list(study.stems.values())
+    alone, together = (Forecast(here, Catalog(), tflops=1.0, at_once=jobs) for jobs in (1, 2))
+    alone.speed = together.speed = 1e30  # so that beginnings are all that is left of the time
+    pieces = sum(1 + len(stem.evaluations) for stem in todo)
+    assert f"in all about {BEGIN * pieces / 60:.0f} minutes (" in alone.total(todo)
+    assert f"in all about {BEGIN * pieces / 2 / 60:.0f} minutes (" in together.total(todo)
+    assert alone.total(todo).endswith("GB more while one runs")
+    assert together.total(todo).endswith("GB more while 2 run at a time")
+    assert together.total(todo[:1]).endswith("GB more while one runs")
+
+
+def test_show_names_a_key_once() -> None:
+    lines = [line for line in show.rows("3", "imagenette") if line.startswith("  ")]
+    assert sum("schedule.epochs=" in line for line in lines) > 4
+    assert all(line.count(" schedule.epochs=") <= 1 for line in lines)
+    assert any(line.endswith("schedule.epochs=5.0") or " schedule.epochs=5.0 " in line for line in lines)  # BEiT's own
 
 
 def test_slurm_gets_arrays_that_wait_for_each_other(tmp_path: Path) -> None:

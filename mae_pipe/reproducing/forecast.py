@@ -30,17 +30,22 @@ class Forecast:
 
     Args:
         tflops: peak of one GPU; at small scales this machine's processor is measured instead.
+        at_once: processes at a time; they share a processor's arithmetic, and begin side by side.
     """
 
-    def __init__(self, here: Reproduction, catalog: Catalog, *, tflops: float) -> None:
-        self.here, self.catalog = here, catalog
+    def __init__(self, here: Reproduction, catalog: Catalog, *, tflops: float, at_once: int = 1) -> None:
+        self.here, self.catalog, self.at_once = here, catalog, at_once
         self.gpu = here.scale.name == "paper"
         self.speed = tflops * 1e12 * UTILIZATION if self.gpu else products() * ON_A_PROCESSOR
 
     def seconds(self, one: Stem | Trained) -> float:
-        """Of one GPU, or of this machine."""
+        """Of one GPU, or of this machine with nothing beside it."""
+        return self.flops(one) / self.speed + self._begins(one)
+
+    def _begins(self, one: Stem | Trained) -> float:
+        """Seconds of ``seconds`` in which little is computed."""
         pieces = 1 if isinstance(one, Trained) else len(one.evaluations) + (not one.scratch)
-        return self.flops(one) / self.speed + (0 if self.gpu else BEGIN * pieces)
+        return 0 if self.gpu else BEGIN * pieces
 
     def flops(self, one: Stem | Trained) -> float:
         """Of a stem with its evaluations; those of convolutions in a tokenizer are not counted."""
@@ -89,9 +94,10 @@ class Forecast:
         """Of all that is left."""
         if not todo:
             return "nothing is left to run"
-        seconds = sum(map(self.seconds, todo))
+        jobs = min(self.at_once, len(todo))
+        seconds = sum(self.flops(one) / self.speed + self._begins(one) / jobs for one in todo)
         disks = [self.disk(one) for one in todo]
-        stay, beside = sum(stay for stay, _ in disks), max(beside for _, beside in disks)
+        stay, beside = sum(stay for stay, _ in disks), sum(sorted(beside for _, beside in disks)[-jobs:])
         rule = (
             f"{self.speed / 1e12:,.0f} TFLOPS a GPU: {UTILIZATION:.0%} of its peak, --tflops"
             if self.gpu
@@ -99,7 +105,7 @@ class Forecast:
         )
         return (
             f"in all about {_time(seconds, gpu=self.gpu)} ({rule}) and {stay / 1e9:,.2f} GB, "
-            f"{beside / 1e9:,.2f} GB more while one runs"
+            f"{beside / 1e9:,.2f} GB more while {'one runs' if jobs == 1 else f'{jobs} run at a time'}"
         )
 
 

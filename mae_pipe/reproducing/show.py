@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from mae_pipe.reproducing import published
 from mae_pipe.reproducing.figures import NAMES
@@ -31,7 +31,13 @@ def rows(table: str, scale: str) -> Iterator[str]:
             stands = at(row, scale).stands
             name, changes = pretraining(row, size)
             what = f"from scratch, the shape of {name}" if row.scratch else name
-            yield f"  {f'here {stands}: ' if stands else ''}{what} {' '.join(changes)}".rstrip()
+            said = " ".join(_last(changes))
+            yield f"  {f'here {stands}: ' if stands else ''}{what} {said}".rstrip()
+
+
+def _last(changes: Sequence[str]) -> list[str]:
+    """Of each key the change that counts."""
+    return list({change.partition("=")[0]: change for change in changes}.values())
 
 
 def plan(study: Study, here: Reproduction, forecast: Forecast) -> Iterator[str]:

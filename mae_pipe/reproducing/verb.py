@@ -38,13 +38,13 @@ class Asked:
         return [*words, *(f"--plugin={path.absolute()}" for path in self.plugins)]
 
 
-def dry_run(table: str, out: Path, asked: Asked, *, tflops: float, console: Console) -> None:
+def dry_run(table: str, out: Path, asked: Asked, *, at_once: int, tflops: float, console: Console) -> None:
     """Say what would be run."""
     catalog = Catalog(asked.plugins)
     scale = published.scale(asked.scale)
     here = folder.looked_at(scale, asked.shards, out, asked.changes, catalog)
     study = _study(table, here, asked.seeds)
-    for line in show.plan(study, here, Forecast(here, catalog, tflops=tflops)):
+    for line in show.plan(study, here, Forecast(here, catalog, tflops=tflops, at_once=at_once)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -58,7 +58,7 @@ def reproduce(
     asked = verb.Asked(scale, given, seeds, tuple(changes), tuple(map(Path, plugins)))
     folder, to = Path(out), path_of(slurm)
     if dry_run:
-        verb.dry_run(table, folder, asked, tflops=tflops, console=shown(console))
+        verb.dry_run(table, folder, asked, at_once=jobs, tflops=tflops, console=shown(console))
     elif to is not None:
         wanted = Wanted(nodes, gpus, time, sys.executable, tuple(directives))
         write_whole(to, verb.submission(table, folder, asked, wanted, shown(console)).encode())
