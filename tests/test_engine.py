@@ -3,67 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from mae_pipe.optim import Plan
-from mae_pipe.recipe import Optimizer
 from mae_pipe.spawning import Job, spawn
+from tests.by_hand import steps
 from tests.nursing import call
 from tests.workers import stages
 
 TOLERANCE = 1e-5
+# In half precision: of float32 weights that are nudged by half of their last bit before each step, losses move by up to
+# 1.5e-4, and the median of weights by 6e-4 of its way in bfloat16, by 3e-4 in float16.
+HALF, HALF_LOSS = 1e-3, 3e-4
 STAGES = (1, 2, 3)
 
 
-def adamw(groups: list[dict[str, Any]], numbers: Optimizer) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, betas=numbers.betas, eps=numbers.eps)
-
-
-def plain_torch(
-    precision: torch.dtype = torch.float32,
-    name: str = "adamw",
-    optimizer_of: Callable[[list[dict[str, Any]], Optimizer], torch.optim.Optimizer] = adamw,
-) -> list[float]:
-    """The same steps by hand, on float32 weights and with float32 sums of micro-batches' gradients."""
-    mae = stages.chosen({"optimizer": name})
-    plan = Plan.of(mae, stages.IMAGES, 1)
-    master = stages.task_of(mae).train().to(precision).float()  # DeepSpeed's master weights begin as rounded ones
-    groups = stages.groups_of(master)
-    optimizer = optimizer_of(groups, mae.optimizer)
-    task = stages.task_of(mae).train()
-    losses = []
-    for step in range(plan.steps):
-        task.load_state_dict(master.state_dict())
-        task.to(precision)
-        optimizer.zero_grad()
-        found = []
-        for first in range(step * stages.GLOBAL, (step + 1) * stages.GLOBAL, stages.MICRO):
-            loss = task(stages.noise(np.arange(first, first + stages.MICRO)))
-            task.zero_grad()
-            (loss / plan.accumulation).backward()
-            for sum_of, parameter in zip(master.parameters(), task.parameters(), strict=True):
-                if parameter.grad is not None:
-                    grad = parameter.grad.float()
-                    sum_of.grad = grad if sum_of.grad is None else sum_of.grad + grad
-            found.append(loss.item())
-        torch.nn.utils.clip_grad_norm_(master.parameters(), mae.optimizer.clip)
-        for group in optimizer.param_groups:
-            group["lr"] = plan.lr(step) * group["lr_scale"]
-        optimizer.step()
-        losses.append(sum(found) / len(found))
-    return losses
+def trained(
+    tmp_path: Path, processes: int, choices: dict[str, dict[str, Any]]
+) -> dict[str, tuple[list[float], dict[str, torch.Tensor]]]:
+    """Losses and float32 weights of each engine."""
+    out = tmp_path / f"{processes}.pt"
+    call(stages, out, json.dumps(choices), ranks=processes, seconds=1800)
+    return torch.load(out, weights_only=True)
 
 
 def run(tmp_path: Path, processes: int, choices: dict[str, dict[str, Any]]) -> dict[str, list[float]]:
-    out = tmp_path / f"{processes}.json"
-    call(stages, out, json.dumps(choices), ranks=processes, seconds=1800)
-    return json.loads(out.read_text())
+    return {name: losses for name, (losses, _) in trained(tmp_path, processes, choices).items()}
 
 
 def at_every_stage(name: str, **choice: Any) -> dict[str, dict[str, Any]]:
@@ -108,28 +76,40 @@ ONE_TOO = [pytest.param(1, marks=pytest.mark.slow), 2]
     ids=["2 quick", "1", "2"],
 )
 def test_every_engine_gives_the_losses_of_plain_torch(tmp_path: Path, processes: int, names: tuple[str, ...]) -> None:
-    expected = plain_torch()
-    found = run(tmp_path, processes, {name: FLOAT32[name] for name in names})
-    assert len(expected) == 8
-    assert expected[-1] < expected[0]  # something was learnt, so a lost gradient would show
+    expected = steps()
+    found = trained(tmp_path, processes, {name: FLOAT32[name] for name in names})
+    assert len(expected.losses) == 8
+    assert expected.losses[-1] < expected.losses[0]  # something was learnt, so a lost gradient would show
     assert set(found) == set(names)
-    for name, losses in found.items():
-        assert losses == pytest.approx(expected, rel=TOLERANCE), f"{name}, {processes} processes"
+    for name, (losses, weights) in found.items():
+        assert losses == pytest.approx(expected.losses, rel=TOLERANCE), f"{name}, {processes} processes"
+        assert expected.off(weights) < TOLERANCE, f"{name}, {processes} processes"
 
 
 @pytest.mark.parametrize("processes", ONE_TOO)
 def test_half_precision_keeps_float32_weights_and_sums(
     tmp_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights or sums in bfloat16 would be a thousand times as far off."""
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}
     choices = at_every_stage("bf16", precision="bf16") | at_every_stage("fp16", precision="fp16", initial_scale=8)
-    for name, losses in run(tmp_path, processes, choices).items():
+    for name, (losses, weights) in trained(tmp_path, processes, choices).items():
         with monkeypatch.context() as patch:
             if "ZeRO 3" in name:  # rounds a product before it adds a bias
                 patch.setattr(torch.nn.functional, "linear", lambda x, weight, bias: x.matmul(weight.t()) + bias)
-            expected = plain_torch(torch.bfloat16 if "bf16" in name else torch.float16)
-        tolerance = TOLERANCE if "bf16" in name else 3e-4  # float16's small gradients are lost without a scale
-        assert losses == pytest.approx(expected, rel=tolerance), f"{name}, {processes} processes"
+            expected = steps(half[name[:4]], scale=2**8)
+        assert losses == pytest.approx(expected.losses, rel=HALF_LOSS), f"{name}, {processes} processes"
+        assert expected.off(weights) < HALF, f"{name}, {processes} processes"
+
+
+def test_weights_tell_what_losses_cannot() -> None:
+    for dtype, lost in ((torch.bfloat16, 40), (torch.float16, 5)):
+        right = steps(dtype, scale=2**8)
+        assert right.off(right.end) == 0
+        assert right.off(steps(dtype, scale=2**8, weights_in=dtype).end) > lost * HALF
+    right = steps(torch.bfloat16)
+    rounded = steps(torch.bfloat16, sums_in=torch.bfloat16)
+    assert right.off(rounded.end) > 2 * HALF
+    assert rounded.losses == pytest.approx(right.losses, rel=HALF_LOSS)
 
 
 def test_sums_over_ranks_are_in_float32_unless_the_recipe_says_otherwise(tmp_path: Path) -> None:
@@ -156,7 +136,7 @@ def test_sums_over_ranks_are_in_float32_unless_the_recipe_says_otherwise(tmp_pat
 )
 def test_what_a_compiler_makes_gives_the_same_losses(tmp_path: Path, choices: dict[str, dict[str, Any]]) -> None:
     """DeepSpeed's optimizers by a compiler of C++, blocks by PyTorch's."""
-    expected = plain_torch()
+    expected = steps().losses
     for name, losses in run(tmp_path, 2, choices).items():
         assert losses == pytest.approx(expected, rel=TOLERANCE), name
 

@@ -13,8 +13,9 @@ import torch
 from mae_pipe.checkpoints import Archive
 from mae_pipe.engine.lars import Lars, each_alone
 from mae_pipe.recipe import Optimizer
+from tests.by_hand import steps
 from tests.nursing import call
-from tests.test_engine import TOLERANCE, plain_torch, run
+from tests.test_engine import HALF, HALF_LOSS, TOLERANCE, trained
 from tests.workers import elastic
 
 # Official util/lars.py with lr 0.3, weight decay 0.01, momentum 0.9, trust 0.001: of w [7, 5] and b [7] from seeds 5
@@ -100,17 +101,19 @@ WAYS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_every_engine_takes_the_same_steps(tmp_path: Path, processes: int) -> None:
     expected = {
-        "lars": plain_torch(name="lars", optimizer_of=ByHand),
-        "lars in bf16": plain_torch(torch.bfloat16, name="lars", optimizer_of=ByHand),
-        "sgd": plain_torch(name="sgd", optimizer_of=sgd),
+        "lars": steps(name="lars", optimizer_of=ByHand),
+        "lars in bf16": steps(torch.bfloat16, name="lars", optimizer_of=ByHand),
+        "sgd": steps(name="sgd", optimizer_of=sgd),
     }
     ways = {f"lars, {way}": {"optimizer": "lars", **choice} for way, choice in WAYS.items()}
     ways["lars in bf16, ZeRO 1"] = {"optimizer": "lars", "precision": "bf16"}
     ways["sgd, ZeRO 1"] = {"optimizer": "sgd"}
-    for way, losses in run(tmp_path, processes, ways).items():
+    for way, (losses, weights) in trained(tmp_path, processes, ways).items():
         wanted = expected[way.partition(",")[0]]
-        assert wanted[-1] < wanted[0] - 0.01
-        assert losses == pytest.approx(wanted, rel=TOLERANCE), way
+        half = "bf16" in way
+        assert wanted.losses[-1] < wanted.losses[0] - 0.01
+        assert losses == pytest.approx(wanted.losses, rel=HALF_LOSS if half else TOLERANCE), way
+        assert wanted.off(weights) < (HALF if half else TOLERANCE), way
 
 
 @pytest.mark.slow  # tests/test_average.py has a quick one

@@ -1,4 +1,4 @@
-"""Engines of all kinds train the tiny model for some steps; rank 0 writes the losses. Forked in ranks, or alone.
+"""Engines of all kinds train the tiny model for some steps; rank 0 writes losses and weights. In ranks, or alone.
 
 python stages.py OUT '{"a name": {"zero": 3, ...}, ...}'
 """
@@ -75,6 +75,11 @@ def noise(positions: np.ndarray) -> Batch:
 
 def losses_of(choice: dict[str, Any], folder: Path) -> list[float]:
     """The global mean loss of each step."""
+    return trained(choice, folder)[0]
+
+
+def trained(choice: dict[str, Any], folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """The global mean loss of each step, and on rank 0 the float32 weights after the last."""
     mae = chosen(choice)
     here = launch.join()
     plan = Plan.of(mae, IMAGES, here.world)
@@ -105,8 +110,9 @@ def losses_of(choice: dict[str, Any], folder: Path) -> list[float]:
             save=lambda step: None,
             seen=seen,
         )
+    weights = engine.weights()
     engine.close()
-    return found
+    return found, weights
 
 
 def allow_fp16() -> None:
@@ -120,11 +126,11 @@ def main() -> None:
     allow_fp16()
     out = Path(sys.argv[1])
     choices = json.loads(sys.argv[2])
-    found = {name: losses_of(choice, out.parent) for name, choice in choices.items()}
+    found = {name: trained(choice, out.parent) for name, choice in choices.items()}
     compiled = any(choice.get("compile") for choice in choices.values())
     assert compiled or "torch._inductor.compile_fx" not in sys.modules  # it takes 2 s to import
     if launch.place().rank == 0:
-        out.write_text(json.dumps(found))
+        torch.save(found, out)
 
 
 if __name__ == "__main__":
