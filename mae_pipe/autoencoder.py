@@ -56,7 +56,7 @@ class Encoder(VisionTransformer):
     reg_token: nn.Parameter | None  # the class tokens after the first
     mask_token: nn.Parameter | None
     pos_embed: Any  # a table; None where positions are relative
-    rel_pos_bias: RelativePositionBias | None
+    rel_pos_bias: RelativePositionBias | None  # of all blocks; with positions "relative_per_block" each has its own
 
     def __init__(
         self,
@@ -104,8 +104,10 @@ class Encoder(VisionTransformer):
         """A table, or the bias of attention that stands in its place."""
         del self.pos_embed
         self.rel_pos_bias = None
-        if shape.positions == "relative":
-            self.pos_embed, self.rel_pos_bias = None, RelativePositionBias(self.grid, shape.heads, shape.class_tokens)
+        if shape.positions.startswith("relative"):
+            self.pos_embed = None
+            for part in self.blocks if shape.positions == "relative_per_block" else [self]:
+                part.rel_pos_bias = RelativePositionBias(self.grid, shape.heads, shape.class_tokens)
             return
         if shape.positions == "learned":
             table = torch.empty(1, shape.class_tokens + self.grid.size, shape.width)
@@ -125,20 +127,20 @@ class Encoder(VisionTransformer):
         the shape, a token for each hidden one; the final norm is applied. Without a mask images may have
         another size than the encoder's: positions are interpolated.
         """
-        tokens, bias = self._embedded(images, mask), self._bias(images)
-        for block in self.blocks:
+        tokens = self._embedded(images, mask)
+        for block, bias in zip(self.blocks, self._biases(images), strict=True):
             tokens = block(tokens, bias=bias)
         out: Tensor = self.norm(tokens)
-        if mask is None or bias is None:
+        if mask is None or self.pos_embed is not None:
             return out
         first = self.num_prefix_tokens
         return torch.cat([out[:, :first], gather(out[:, first:], mask.order)], dim=1)
 
     def after_blocks(self, images: Tensor, blocks: tuple[int, ...]) -> Tensor:
         """[B, C, H, W] normalised images -> [B, K, T + N, D]: tokens after each of the K ``blocks``, not normed."""
-        tokens, bias, found = self._embedded(images, None), self._bias(images), []
+        tokens, biases, found = self._embedded(images, None), self._biases(images), []
         for number, block in enumerate(self.blocks[: blocks[-1] + 1]):
-            tokens = block(tokens, bias=bias)
+            tokens = block(tokens, bias=biases[number])
             if number in blocks:
                 found.append(tokens)
         return torch.stack(found, dim=1)
@@ -152,9 +154,9 @@ class Encoder(VisionTransformer):
 
     def _embedded(self, images: Tensor, mask: Mask | None) -> Tensor:
         """[B, T + V, D]: what the first block is given; where positions are relative, patches in the grid's order."""
-        if mask is not None and self.rel_pos_bias is not None and self.mask_token is None:
+        if mask is not None and self.pos_embed is None and self.mask_token is None:
             raise RecipeError(
-                'encoder.positions "relative" with a mask needs encoder.mask_tokens, as distances are of all places; '
+                "relative encoder.positions with a mask need encoder.mask_tokens, as distances are of all places; "
                 "set encoder.mask_tokens=true, or other positions"
             )
         grid = self.grid if mask is not None else self.grid_of(images)
@@ -175,9 +177,13 @@ class Encoder(VisionTransformer):
         out: Tensor = self.pos_drop(tokens)
         return out
 
-    def _bias(self, images: Tensor) -> Tensor | None:
-        """[A, T + N, T + N] of all blocks, where positions are relative."""
-        return None if self.rel_pos_bias is None else self.rel_pos_bias(self.grid_of(images))
+    def _biases(self, images: Tensor) -> list[Tensor | None]:
+        """[A, T + N, T + N] of every block, where positions are relative."""
+        shared = None if self.rel_pos_bias is None else self.rel_pos_bias(self.grid_of(images))
+        if shared is not None or self.pos_embed is not None:
+            return [shared] * len(self.blocks)
+        own: list[Any] = [block.rel_pos_bias for block in self.blocks]
+        return [bias(self.grid_of(images)) for bias in own]
 
     def _with_class_tokens(self, patches: Tensor) -> Tensor:
         """[B, V, D] -> [B, T + V, D]."""

@@ -19,6 +19,7 @@ from mae_pipe.errors import TrainingError
 from mae_pipe.masking import Mask
 from mae_pipe.method import Method
 from mae_pipe.patches import patchify, unpatchify
+from mae_pipe.positions import BIAS
 from mae_pipe.tasks import MaskedAutoencoder
 
 IMAGES = 8  # that a check looks at
@@ -131,8 +132,8 @@ def positions_matter(task: MaskedAutoencoder, images: Tensor) -> Finding:
     grid, name = task.grid, "the encoder sees where a patch is"
     if grid.size == 1:
         return Finding(name, True, "there is one patch only")
-    bias = task.encoder.rel_pos_bias
-    if bias is not None and not bool(bias.relative_position_bias_table.any()):
+    biases = [part for name, part in task.encoder.named_parameters() if name.endswith(BIAS)]
+    if biases and not any(bool(bias.any()) for bias in biases):
         return Finding(name, True, "it learns distances, which all begin at zero")
     order = torch.arange(grid.size, device=images.device).roll(1)
     patch = images.shape[2] // grid.rows, images.shape[3] // grid.cols

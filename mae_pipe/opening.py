@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from rich.console import Console
+from torch import Tensor
 
 from mae_pipe import launch, runs
 from mae_pipe.catalog import Catalog
@@ -15,12 +16,13 @@ from mae_pipe.classification import UNTRAINED, Classification, read_weights
 from mae_pipe.data.order import Share
 from mae_pipe.data.stream import Stream
 from mae_pipe.direct import shards_of, shards_of_run
-from mae_pipe.errors import RunError
+from mae_pipe.errors import RecipeError, RunError
 from mae_pipe.features.folder import Features
 from mae_pipe.features.recall import recall
 from mae_pipe.labelled import open_splits
 from mae_pipe.launch import Place
 from mae_pipe.optim import Plan
+from mae_pipe.positions import own_biases
 from mae_pipe.recipe import INHERITED, Data, Downstream, Pretrain
 from mae_pipe.runs import Run, about_data, about_plugins
 
@@ -93,6 +95,8 @@ def opened(
     shards = shards_of(shards, catalog, console) if shards else shards_of_run(runs.about(run), catalog, console)
     out = out or folder_of(run, recipe, from_scratch=from_scratch, how=how)
     weights, fingerprint = (None, UNTRAINED) if from_scratch else read_weights(run)
+    if recipe.bias_per_block:
+        pretrained, weights = _own_biases(pretrained, weights)
 
     here = launch.join()
     share = Share(here.rank, here.world, Plan.of(recipe, 1, here.world).micro_batch)
@@ -110,6 +114,17 @@ def opened(
     }
     folder = Run(out, rank=here.rank)
     return Opened(run, pretrained, recipe, here, folder, classes, stream, held_out, task, about, console)
+
+
+def _own_biases(pretrained: Pretrain, weights: dict[str, Tensor] | None) -> tuple[Pretrain, dict[str, Tensor] | None]:
+    """The encoder with a bias of every block's own, each a copy of what all blocks shared."""
+    shape = pretrained.encoder
+    if not shape.positions.startswith("relative"):
+        raise RecipeError(
+            f"bias_per_block is for relative positions, and the encoder's are {shape.positions!r}; set it to false"
+        )
+    own = pretrained.model_copy(update={"encoder": shape.model_copy(update={"positions": "relative_per_block"})})
+    return own, None if weights is None else own_biases(weights, shape.depth)
 
 
 def inherit(recipe: Downstream, pretrained: Pretrain) -> Downstream:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from mae_pipe.contracts import Grid
 
 TABLE = "pos_embed"  # of an encoder
-BIAS = "rel_pos_bias.relative_position_bias_table"
+BIAS = "rel_pos_bias.relative_position_bias_table"  # of an encoder, or of each of its blocks
 OF_CLASS = 3  # rows of a bias table for class tokens, its last
 
 
@@ -70,10 +70,19 @@ def refitted(weights: Mapping[str, Tensor], old: Grid, new: Grid, *, first: int,
         under: what names begin with, such as "encoder.".
     """
     found = dict(weights)
-    table, bias = found.get(under + TABLE), found.get(under + BIAS)
+    table = found.get(under + TABLE)
     if old != new and table is not None and table.dim() == 3 and table.shape[1] == first + old.size:
         found[under + TABLE] = resized(table, old, new)
     distances = (2 * old.rows - 1) * (2 * old.cols - 1)
-    if old != new and bias is not None and bias.dim() == 2 and len(bias) == distances + OF_CLASS:
-        found[under + BIAS] = resized_bias(bias, old, new)
+    for name, bias in weights.items():
+        fits = name.startswith(under) and name.endswith(BIAS) and bias.dim() == 2 and len(bias) == distances + OF_CLASS
+        if old != new and fits:
+            found[name] = resized_bias(bias, old, new)
     return found
+
+
+def own_biases(weights: Mapping[str, Tensor], depth: int) -> dict[str, Tensor]:
+    """An encoder's weights with a copy of its shared bias for every block in its place (BEiT, Bao et al. 2022)."""
+    found = dict(weights)
+    shared = found.pop(BIAS, None)  # where it is missing, whoever fills the encoder says so
+    return found if shared is None else found | {f"blocks.{number}.{BIAS}": shared.clone() for number in range(depth)}

@@ -163,6 +163,7 @@ class Downstream(Recipe):
     tune_blocks: Annotated[float, Field(ge=0)] | None = (
         None  # finetuning: only so many last blocks; 0.5: an MLP; or all
     )
+    bias_per_block: bool = False  # finetuning: each block begins with a copy of a bias that all share (BEiT)
     ema: Average = 0.0  # decay of an average of the weights, which is measured; 0: off
     mixing: Mixing = Mixing()
     sliding: Sliding = Sliding()
@@ -175,6 +176,8 @@ class Downstream(Recipe):
     def _suits_the_task(self) -> Downstream:
         if self.task == "probe" and self.dropout:
             raise ValueError("dropout is for finetuning, as a probe's encoder stays as it is; leave it out")
+        if self.task == "probe" and self.bias_per_block:
+            raise ValueError("bias_per_block is for finetuning, as a probe's encoder stays as it is; leave it out")
         if self.tune_blocks is not None and self.task == "probe":
             raise ValueError("tune_blocks is for finetuning, as a probe trains no block; leave it out")
         if self.tune_blocks is not None and self.tune_blocks != 0.5 and self.tune_blocks % 1:

@@ -147,7 +147,8 @@ class EncoderShape(Table):
     mask_tokens: bool = False  # the encoder sees a learned token at hidden patches (table 1c), not only visible ones
     qk_norm: bool = False  # a norm of queries and keys (Dehghani et al. 2023)
     layer_scale: Annotated[float, Field(gt=0)] | None = None  # first scale of every residual (CaiT, BEiT)
-    positions: Literal["sincos", "learned", "relative"] = "sincos"  # fixed; trained from noise; a bias of attention
+    # fixed; trained from noise; a bias of attention that all blocks share, or one of every block's own
+    positions: Literal["sincos", "learned", "relative", "relative_per_block"] = "sincos"
 
     @property
     def sides(self) -> tuple[int, int]:

@@ -18,9 +18,10 @@ from mae_pipe.building import build as build_method
 from mae_pipe.catalog import Catalog
 from mae_pipe.contracts import Grid
 from mae_pipe.data.batch import Batch
-from mae_pipe.errors import MaePipeError, PluginError, RunError
+from mae_pipe.errors import MaePipeError, PluginError, RecipeError, RunError
 from mae_pipe.masking import Mask, visible_count
 from mae_pipe.pixels import normalise
+from mae_pipe.positions import BIAS
 from mae_pipe.pretraining import pretrain
 from mae_pipe.rng import Rng
 from mae_pipe.sharding import build
@@ -242,5 +243,26 @@ def test_a_run_goes_on_exactly_and_is_probed_and_finetuned(tiny: Path, tmp_path:
         ]
         run(verb, whole, "--shards", tiny / "shards", "--out", tmp_path / verb, *short, *settings(base))
         run("evaluate", tmp_path / verb, "--size", 48)
-    with pytest.raises(RunError, match="has relative positions, for which a ViT of other code has no weight"):
-        run("export", whole, "--to", "timm")
+    each = settings([*base, "bias_per_block=true"])
+    run("finetune", whole, "--shards", tiny / "shards", "--out", tmp_path / "own", *short, *each)
+    run("evaluate", tmp_path / "own", "--size", 48)
+    tables = [w for n, w in load_file(tmp_path / "own" / "model.safetensors").items() if n.endswith(BIAS)]
+    assert len(tables) == 2
+    assert not torch.equal(*tables)  # they began as one, and went on alone
+    for form in ("timm", "official"):
+        run("export", tmp_path / "own", "--to", form, "--out", tmp_path / f"sent-{form}")
+        run("import", tmp_path / f"sent-{form}", "--out", tmp_path / f"back-{form}")
+        back = load_file(tmp_path / f"back-{form}" / "model.safetensors")
+        assert all(torch.equal(*pair) for pair in zip(tables, (back[n] for n in back if n.endswith(BIAS)), strict=True))
+    with pytest.raises(RunError, match="relative positions, which transformers' ViT has not"):
+        run("export", whole, "--to", "huggingface")
+
+
+def test_a_bias_of_each_block_is_for_finetuning_relative_positions(tiny: Path, tmp_path: Path) -> None:
+    begin = [tiny / "beit.toml", "--from-scratch", "--shards", tiny / "shards", "--out"]
+    with pytest.raises(RecipeError, match="bias_per_block is for finetuning, as a probe's encoder stays"):
+        run("probe", *begin, tmp_path / "probe", "--set", "bias_per_block=true")
+    (tiny / "mae.toml").write_text((tiny / "beit.toml").read_text().replace('"relative"', '"sincos"'))
+    with pytest.raises(RecipeError, match="bias_per_block is for relative positions, and the encoder's are 'sincos'"):
+        run("finetune", tiny / "mae.toml", *begin[1:], tmp_path / "plain", "--set", "bias_per_block=true")
+    assert not (tmp_path / "plain").exists()

@@ -100,10 +100,6 @@ def test_dinov2s_registers_have_no_positions(tmp_path: Path) -> None:
         near(features_of(tmp_path / "run", images(32)), theirs.forward_features(images(32)))
 
 
-def _beit(weights: Weights) -> Weights:
-    return weights | {"blocks.0.attn.relative_position_bias_table": torch.zeros(3, 4)}
-
-
 def _strange(weights: Weights) -> Weights:
     return weights | {f"adapter.{n}.weight": torch.zeros(1) for n in range(12)}
 
@@ -139,7 +135,6 @@ def _finetuned_without_head(weights: Weights) -> Weights:
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
-        (_beit, "is a BEiT: .*relative_position_bias_table"),
         (_strange, r"12 weights \('adapter.0.weight', .*'adapter.7.weight', \.\.\.\)"),
         (_torn, r"lacks 4 weights \('blocks.1.mlp.fc1.bias'"),
         (_renamed, r"closest is timm.*no 24 weights \('stages.0.norm1.weight'"),

@@ -14,8 +14,10 @@ from transformers import ViTForImageClassification
 from mae_pipe import cli as commands
 from mae_pipe import recipe, reporting
 from mae_pipe.catalog import Catalog
+from mae_pipe.contracts import Grid
 from mae_pipe.downstream import Result, downstream
 from mae_pipe.errors import RunError
+from mae_pipe.interop.beit import from_official
 from mae_pipe.interop.exports import send_out
 from mae_pipe.interop.imports import bring_in
 from mae_pipe.interop.model import Model
@@ -103,9 +105,11 @@ def test_every_command_of_the_document_runs(tmp_path: Path, monkeypatch: pytest.
     send_out(Path("first"), "huggingface", Path("vit-mae-folder"))
     teacher = {f"backbone.{name}": tensor for name, tensor in drawn(Model({}, shape, Data(size=32))).items()}
     saved({"teacher": teacher}, Path("dino_checkpoint.pth"))
+    relative = Model({}, shape.model_copy(update={"positions": "relative", "layer_scale": 0.1}), Data(size=32))
+    saved({"model": from_official(drawn(relative), Grid(2, 2), index=True)}, Path("beit_base_patch16_224_pt22k.pth"))
     saved({"model": drawn(classifier())}, Path("finetuned.pt"))
     lines = [line for block in blocks(ROOT / "docs" / "weights.md", "") for line in whole(block)]
-    assert len(lines) == 7
+    assert len(lines) == 8
     for number, line in enumerate(lines):
         if "export" in line and not Path("RUN").exists():
             Path("run-0").rename("RUN")
@@ -119,4 +123,5 @@ def test_every_command_of_the_document_runs(tmp_path: Path, monkeypatch: pytest.
     assert {
         "RUN/export/timm/model.safetensors", "FOLDER/model.safetensors", "finetuned.pth",
         "RUN/finetune/export/model.onnx", "run-1/model.safetensors", "run-2/encoder.safetensors",
+        "run-3/encoder.safetensors",
     } <= written  # fmt: skip

@@ -15,12 +15,12 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from mae_pipe import cli, recipe
-from mae_pipe.catalog import Catalog
+from mae_pipe.autoencoder import build_encoder
 from mae_pipe.provenance import as_toml
-from mae_pipe.tasks import MaskedAutoencoder
 from tests.small_runs import SHORT, narrow, pictures, settings, small_tokenizer
 from tests.tiny import losses
 
+BEIT = "beit_vit_base_paper"
 OF = {"base": "mae_vit_base_patch16", "large": "mae_vit_large_patch16", "huge": "mae_vit_huge_patch14"}
 SMALL = {"digits": "digits", "imagenette": "imagenette_vit_tiny", "cifar": "cifar_vit_tiny"}
 PAPERS = [name for family in ("finetuning", "probing", "scratch") for name in recipe.families()[family]]
@@ -30,6 +30,8 @@ def pretrained_by(name: str) -> str:
     """The recipe of the encoder that a head's recipe is for; a pretraining recipe itself."""
     if recipe.load(name).task in ("pretrain", "tokenizer"):
         return name
+    if "beit" in name:
+        return BEIT
     rest = name.partition("_")[2]
     for own in (SMALL.get(rest, rest), f"mae_{rest}"):
         if own in recipe.names():
@@ -47,7 +49,9 @@ def as_pretrained(name: str, changes: list[str], shards: Path, folder: Path) -> 
     folder.mkdir(parents=True)
     loaded = recipe.load(name, changes)
     assert isinstance(loaded, recipe.Pretrain)
-    save_file(MaskedAutoencoder.from_recipe(loaded, Catalog()).encoder.state_dict(), folder / "encoder.safetensors")
+    shape = loaded.encoder.model_copy(update={"mask_tokens": False})
+    encoder = build_encoder(shape, loaded.data.sides, channels=loaded.data.channels)
+    save_file(encoder.state_dict(), folder / "encoder.safetensors")
     (folder / "recipe.json").write_text(loaded.model_dump_json())
     (folder / "run.json").write_text(json.dumps({"task": "pretrain", "shards": str(shards)}))
     return folder

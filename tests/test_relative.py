@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 import pytest
@@ -13,10 +14,10 @@ from mae_pipe.attention import Block
 from mae_pipe.autoencoder import Encoder, build_encoder
 from mae_pipe.classification import fill
 from mae_pipe.contracts import Grid
-from mae_pipe.errors import RecipeError
+from mae_pipe.errors import RecipeError, RunError
 from mae_pipe.masking import Mask
 from mae_pipe.optim import layer_of, no_decay_finetuning
-from mae_pipe.positions import BIAS, resized_bias
+from mae_pipe.positions import BIAS, own_biases, resized_bias
 from mae_pipe.recipe import EncoderShape
 from mae_pipe.relative import RelativePositionBias
 
@@ -27,8 +28,10 @@ def relative(size: tuple[int, int], **changes: Any) -> Encoder:
     """With distances that matter."""
     torch.manual_seed(0)
     encoder = build_encoder(SHAPE.model_copy(update=changes), size)
-    assert encoder.rel_pos_bias is not None
-    torch.nn.init.normal_(encoder.rel_pos_bias.relative_position_bias_table)
+    tables = [parameter for name, parameter in encoder.named_parameters() if name.endswith(BIAS)]
+    assert len(tables) == (1 if encoder.rel_pos_bias is not None else 2)
+    for table in tables:
+        torch.nn.init.normal_(table)
     return encoder.eval()
 
 
@@ -60,12 +63,14 @@ def test_attention_with_a_bias_is_the_formula(first: int, fused: bool, qk_norm: 
         assert torch.allclose(ours.double(), theirs, atol=1e-4)
 
 
+@pytest.mark.parametrize("positions", ["relative", "relative_per_block"])
 @pytest.mark.parametrize("size", [(16, 16), (12, 20)])
-def test_the_encoder_is_timms_beit_with_a_shared_bias(size: tuple[int, int]) -> None:
-    ours = relative(size)
+def test_the_encoder_is_timms_beit(size: tuple[int, int], positions: str) -> None:
+    ours = relative(size, positions=positions)
     theirs = Beit(
         img_size=size, patch_size=4, num_classes=0, global_pool="", embed_dim=32, depth=2, num_heads=2, init_values=0.1,
-        use_abs_pos_emb=False, use_shared_rel_pos_bias=True,
+        use_abs_pos_emb=False, use_shared_rel_pos_bias=positions == "relative",
+        use_rel_pos_bias=positions == "relative_per_block",
     ).eval()  # fmt: skip
     given: dict[str, Tensor] = {}
     for name, weight in ours.state_dict().items():
@@ -73,7 +78,8 @@ def test_the_encoder_is_timms_beit_with_a_shared_bias(size: tuple[int, int]) -> 
             q, _, v = weight.chunk(3)
             given |= {name.replace("qkv.bias", "q_bias"): q, name.replace("qkv.bias", "v_bias"): v}
         elif name != "mask_token":
-            given[name.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2")] = weight
+            name = re.sub(r"ls([12])\.gamma", r"gamma_\1", name)  # noqa: PLW2901
+            given[re.sub(r"(blocks\.\d+)\.rel_pos_bias", r"\1.attn", name)] = weight
     theirs.load_state_dict(given)
     images = torch.randn(3, 3, *size)
     assert torch.allclose(ours(images), theirs.forward_features(images), atol=1e-5)
@@ -114,7 +120,7 @@ def test_a_mask_changes_the_order_of_tokens_only() -> None:
     for image in range(2):
         assert torch.allclose(found[image, 1:], tokens[image, 1:][mask.order[image]], atol=1e-5)
     lost = relative((16, 16), mask_tokens=False)
-    with pytest.raises(RecipeError, match="with a mask needs encoder"):
+    with pytest.raises(RecipeError, match="with a mask need encoder"):
         lost(images, mask)
 
 
@@ -128,6 +134,33 @@ def test_images_of_another_size_interpolate_distances() -> None:
     assert len(larger) == 11 * 11 + 3
     assert torch.equal(larger[-3:], table[-3:])
     assert torch.allclose(larger[60], table[24], atol=1e-5)  # no distance stays none
+
+
+def test_copies_of_a_shared_bias_are_the_same_encoder_whatever_the_size() -> None:
+    """Bit by bit, also where both are interpolated, or only tokens of one block are wanted."""
+    shared, other = relative((16, 16)), relative((24, 8), positions="relative_per_block")
+    own = relative((16, 16), positions="relative_per_block")
+    copied = own_biases(shared.state_dict(), 2)
+    fill(own, copied, Grid(4, 4))
+    fill(other, copied, Grid(4, 4))
+    images, large = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 24, 8)
+    mask = Mask.from_scores(torch.rand(2, 16), 0.4)
+    assert torch.equal(own(images), shared(images))
+    assert torch.equal(own(images, mask), shared(images, mask))
+    assert torch.equal(own.after_blocks(images, (0, 1)), shared.after_blocks(images, (0, 1)))
+    assert torch.equal(own(large), shared(large))
+    assert torch.equal(other(large), shared(large))
+    lost = shared.state_dict()
+    del lost[BIAS]
+    with pytest.raises(RunError, match=f"has no weight 'blocks.0.{BIAS}'"):
+        fill(own, own_biases(lost, 2), Grid(4, 4))
+
+
+def test_a_blocks_own_table_is_of_its_layer() -> None:
+    name = f"blocks.1.{BIAS}"
+    parameters = dict(relative((16, 16), positions="relative_per_block").named_parameters())
+    assert layer_of(name, 2) == 2
+    assert not no_decay_finetuning(name, parameters[name])
 
 
 def test_its_table_trains_like_a_weight_at_the_full_rate() -> None:

@@ -37,7 +37,7 @@ from mae_pipe.masking import Mask
 from mae_pipe.optim import parameter_groups
 from mae_pipe.rng import Rng
 from mae_pipe.tasks import MaskedAutoencoder
-from tests import test_engine, test_parity
+from tests import by_hand, test_engine, test_parity
 from tests.workers import pretrain_and_die, stages
 
 Figure = tuple[str, float, float]  # a name, a figure, and the most that it may be
@@ -171,7 +171,7 @@ def compiled(device: torch.device) -> Iterator[Figure]:
 
 def zero(device: torch.device) -> Iterator[Figure]:
     """ZeRO stages against plain torch on the CPU, and against each other."""
-    plain = test_engine.plain_torch()
+    plain = by_hand.steps().losses
     with tempfile.TemporaryDirectory() as folder:
         found = {stage: stages.losses_of({"zero": stage}, Path(folder)) for stage in test_engine.STAGES}
     for stage, each in found.items():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-FAMILIES = ("official", "timm", "huggingface", "dino", "dinov2", "moco")
+FAMILIES = ("official", "timm", "huggingface", "dino", "dinov2", "moco", "beit")
 
 
 @click.command("import")

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from mae_pipe.contracts import Grid
 from mae_pipe.disk import new_folder, write_whole, writing
 from mae_pipe.errors import DiskError, RunError
-from mae_pipe.interop import huggingface
+from mae_pipe.interop import beit, huggingface
 from mae_pipe.interop.leaving import model_of_run, ordered
 from mae_pipe.interop.model import Model
 from mae_pipe.weights import to_safetensors
@@ -60,22 +61,27 @@ def send_out(
 
 
 def _official(model: Model, out: Path) -> list[str]:
-    _absolute(model)
-    _plain(model, "the official code")
+    relative = model.encoder.positions.startswith("relative")
+    _plain(model, "BEiT's code" if relative else "the official code")
     if model.head is not None and (model.head.pool == "mean") != (model.head.norm == "own"):
         raise RunError(
             "the official code knows a classifier of the class token, or of the mean with a norm of its own; this one "
             "is of the mean of normed tokens; export it with --to timm"
         )
+    weights = ordered(model)
+    if relative:
+        weights = beit.from_official(weights, Grid(*model.grid), index=True)
     file = io.BytesIO()
-    torch.save({"model": ordered(model)}, file)
+    torch.save({"model": weights}, file)
     write_whole(out, file.getvalue())
     return _without(model)
 
 
 def _timm(model: Model, out: Path) -> list[str]:
-    _absolute(model)
     shape, head = model.encoder, model.head
+    relative = shape.positions.startswith("relative")
+    if relative:
+        _one_token(model, "timm's Beit")
     known = (shape.width, shape.depth, shape.heads, shape.patch)
     of_model: dict[str, Any] = {
         "img_size": list(model.data.sides),
@@ -92,6 +98,7 @@ def _timm(model: Model, out: Path) -> list[str]:
         "global_pool": "avg" if shape.class_tokens == 0 or (head and head.pool == "mean") else "token",
         "fc_norm": head is not None and head.norm == "own",
     }
+    of_model = _of_beit(of_model, model) if relative else of_model
     of_file = {
         "input_size": [model.data.channels, *model.data.sides],
         "fixed_input_size": True,
@@ -105,7 +112,7 @@ def _timm(model: Model, out: Path) -> list[str]:
         "custom_load": False,
     }
     config: dict[str, Any] = {
-        "architecture": _TIMM.get(known, "vit_base_patch16_224"),
+        "architecture": "beit_base_patch16_224" if relative else _TIMM.get(known, "vit_base_patch16_224"),
         "num_classes": of_file["num_classes"],
         "num_features": shape.width,
         "global_pool": of_model["global_pool"],
@@ -115,14 +122,30 @@ def _timm(model: Model, out: Path) -> list[str]:
     }
     # timm takes a state dict with a mask token for a DINOv2.
     weights = {n: w for n, w in model.weights.items() if not n.startswith(("decoder_", "mask_token"))}
+    if relative:
+        weights = beit.from_official(weights, Grid(*model.grid), index=False)
     with new_folder(out) as folder:
         write_whole(folder / "config.json", _json(config))
         write_whole(folder / "model.safetensors", to_safetensors(weights, {}))
     return ["timm has no decoder; it was left out"] if model.decoder else []
 
 
+def _of_beit(of_vit: dict[str, Any], model: Model) -> dict[str, Any]:
+    """What timm's Beit is made with, from what its ViT would be."""
+    other = ("qk_norm", "class_token", "reg_tokens", "fc_norm")
+    return {name: value for name, value in of_vit.items() if name not in other} | {
+        "use_abs_pos_emb": False,
+        "use_shared_rel_pos_bias": model.encoder.positions == "relative",
+        "use_rel_pos_bias": model.encoder.positions == "relative_per_block",
+        "use_fc_norm": of_vit["fc_norm"],
+    }
+
+
 def _huggingface(model: Model, out: Path) -> list[str]:
-    _absolute(model)
+    if model.encoder.positions.startswith("relative"):
+        raise RunError(
+            "this model has relative positions, which transformers' ViT has not; export it with --to official or timm"
+        )
     _plain(model, "transformers' ViT")
     shape, head, said = model.encoder, model.head, _without(model)
     (height, width), patch = model.data.sides, shape.sides[0]
@@ -187,25 +210,33 @@ def _huggingface(model: Model, out: Path) -> list[str]:
     return said
 
 
-def _absolute(model: Model) -> None:
-    if model.encoder.positions == "relative":
-        raise RunError("this model has relative positions, for which a ViT of other code has no weight; use --to onnx")
+def _one_token(model: Model, where: str) -> None:
+    """Refuse what no BEiT has."""
+    shape = model.encoder
+    for what, has in (
+        (f"{shape.class_tokens} class tokens", shape.class_tokens != 1),
+        ("a norm of queries and keys", shape.qk_norm),
+    ):
+        if has:
+            raise RunError(f"this model has {what}, which {where} has not; export it with --to onnx")
 
 
 def _plain(model: Model, where: str) -> None:
-    """Refuse what neither the official code nor transformers has."""
+    """Refuse what neither the official code, BEiT's nor transformers has."""
     shape = model.encoder
     (height, width), (high, wide) = model.data.sides, shape.sides
+    relative = shape.positions.startswith("relative")
     unlike = {
         f"{shape.class_tokens} class tokens": shape.class_tokens != 1,
-        "layer scale": shape.layer_scale is not None,
+        "layer scale": shape.layer_scale is not None and not relative,
         "a norm of queries and keys": shape.qk_norm,
         f"patches of {high} x {wide} pixels": high != wide,
         f"images of {height} x {width} pixels": height != width,
     }
     found = next((what for what, has in unlike.items() if has), None)
     if found:
-        raise RunError(f"this model has {found}, which {where} has not; export it with --to timm")
+        other = "onnx" if relative and not found.startswith(("images", "patches")) else "timm"
+        raise RunError(f"this model has {found}, which {where} has not; export it with --to {other}")
 
 
 def _without(model: Model) -> list[str]:

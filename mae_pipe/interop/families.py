@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mae_pipe.errors import DataError
-from mae_pipe.interop import huggingface, selfdistilled
+from mae_pipe.interop import beit, huggingface, selfdistilled
 from mae_pipe.interop.model import listed
 
 Translate = Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], list[str]]]
@@ -40,6 +40,15 @@ def _plain(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]
 
 
 FAMILIES = {  # in the order in which they are looked for
+    "beit": Family(
+        "BEiT, BEiT v2",
+        re.compile(r"(rel_pos_bias|blocks\.\d+\.attn)\.relative_position_bias_table"),
+        re.compile(
+            rf"{_PLAIN}|(rel_pos_bias|blocks\.\d+\.attn)\.relative_position_(bias_table|index)|mask_token|lm_head\..*|cls_pt_.*"
+            r"|blocks\.\d+\.(gamma_[12]|attn\.[qkv]_bias)|fc_norm\..*|head\..*"
+        ),
+        beit.to_official,
+    ),
     "moco": Family(
         "MoCo v3",
         re.compile(r"(module\.)?(base|momentum)_encoder\..*"),
@@ -79,9 +88,7 @@ FAMILIES = {  # in the order in which they are looked for
         _plain,
     ),
 }
-_BEIT = re.compile(
-    r".*(relative_position_bias_table|relative_position_index|attn\.[qv]_bias|relative_position_bias\..*)"
-)
+_TRANSFORMERS_BEIT = re.compile(r".*\.relative_position_bias\.relative_position_(bias_table|index)|.*\.lambda_[12]")
 
 
 def recognise(weights: Mapping[str, Tensor], under: str, what: str) -> str:
@@ -90,11 +97,11 @@ def recognise(weights: Mapping[str, Tensor], under: str, what: str) -> str:
     Raises:
         DataError: there is none; the closest is named, with the names that it has not.
     """
-    biased = [name for name in weights if _BEIT.fullmatch(name)]
-    if biased:
+    theirs = next((name for name in weights if _TRANSFORMERS_BEIT.fullmatch(name)), None)
+    if theirs:
         raise DataError(
-            f"{what} is a BEiT: its attention adds a bias of relative positions ({biased[0]!r}) that is not imported"
-            "; give a ViT with a table of positions, or use BEiT as a teacher of the target 'feature'"
+            f"{what} is a BEiT of transformers ({theirs!r}), whose names are not known here; give its authors' file or "
+            "timm's"
         )
     if "mask_token" in weights and "blocks.0.ls1.gamma" in weights:
         return "dinov2"

@@ -17,7 +17,7 @@ _DECODER = {  # ours, official; a trailing dot stands for all names below
     "decoder.norm.": "decoder_norm.",
     "decoder.predict.": "decoder_pred.",
 }
-_ENCODER = ("cls_token", "reg_token", "pos_embed", "patch_embed.", "blocks.", "norm.")
+_ENCODER = ("cls_token", "reg_token", "pos_embed", "rel_pos_bias.", "patch_embed.", "blocks.", "norm.")
 
 
 def official_name(name: str) -> str | None:

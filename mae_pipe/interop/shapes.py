@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from mae_pipe.errors import DataError
+from mae_pipe.interop.beit import side_of
 from mae_pipe.interop.model import Head, Model
+from mae_pipe.positions import BIAS
 from mae_pipe.recipe import Data, DecoderShape, EncoderShape
 
 HEADS = {192: 3, 384: 6, 512: 8, 768: 12, 1024: 16, 1280: 16, 1408: 16, 1664: 16}  # of published ViTs, by width
@@ -54,11 +56,15 @@ def model_of(weights: Mapping[str, Tensor], hints: Hints, family: str, what: str
     width, channels, high, wide = kernel.shape
     layer = _need(weights, "blocks.0.mlp.fc1.weight", 2, what)
     tokens = sum(weights[n].shape[1] for n in ("cls_token", "reg_token") if n in weights and weights[n].dim() == 3)
-    table = _need(weights, "pos_embed", 3, what)
-    given = dict(weights)
-    if not _is_square(table.shape[1] - tokens) and _is_square(table.shape[1]):  # timm's no_embed_class
-        given["pos_embed"] = torch.cat([table.new_zeros(1, tokens, table.shape[2]), table], dim=1)
-    size = hints.size or _size(given["pos_embed"].shape[1] - tokens, (high, wide), what)
+    given, bias = dict(weights), next((name for name in weights if name.endswith(BIAS)), None)
+    if bias is None:
+        table = _need(weights, "pos_embed", 3, what)
+        if not _is_square(table.shape[1] - tokens) and _is_square(table.shape[1]):  # timm's no_embed_class
+            given["pos_embed"] = torch.cat([table.new_zeros(1, tokens, table.shape[2]), table], dim=1)
+        size = hints.size or _size(given["pos_embed"].shape[1] - tokens, (high, wide), what)
+    else:
+        size = hints.size or _size_of_distances(_need(weights, bias, 2, what), (high, wide), what)
+        hints = replace(hints, heads=weights[bias].shape[1])
     data = {"mean": hints.mean, "std": hints.std, "centre_share": hints.crop, "size": _one(size)}
     if hints.mean is None and channels != len(Data().mean):
         data |= {"mean": (0.5,) * channels, "std": (0.5,) * channels}
@@ -74,6 +80,7 @@ def model_of(weights: Mapping[str, Tensor], hints: Hints, family: str, what: str
             class_tokens=tokens,
             qk_norm="blocks.0.attn.q_norm.weight" in weights,
             layer_scale=FIRST_SCALE if scaled else None,
+            positions="sincos" if bias is None else "relative" if bias == BIAS else "relative_per_block",
         )
         decoder = _decoder(weights, hints, what)
         fitting = Data(**{name: value for name, value in data.items() if value is not None})  # type: ignore[arg-type]
@@ -147,6 +154,15 @@ def _size(patches: int, patch: tuple[int, int], what: str) -> tuple[int, int]:
             f"{what} has positions of {patches} patches, which make no square; give a model of square images"
         )
     side = math.isqrt(patches)
+    return side * patch[0], side * patch[1]
+
+
+def _size_of_distances(table: Tensor, patch: tuple[int, int], what: str) -> tuple[int, int]:
+    side = side_of(table)
+    if side is None:
+        raise DataError(
+            f"{what} has biases of {len(table)} distances, which are of no square; give one of square images"
+        )
     return side * patch[0], side * patch[1]
 
 

@@ -16,7 +16,7 @@ def import_weights(
     file: Place,
     out: Place,
     *,
-    family: Literal["official", "timm", "huggingface", "dino", "dinov2", "moco"] | None = None,
+    family: Literal["official", "timm", "huggingface", "dino", "dinov2", "moco", "beit"] | None = None,
     heads: int | None = None,
     decoder_heads: int | None = None,
     target: Literal["pixel", "normalized_pixel"] | None = None,
