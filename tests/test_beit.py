@@ -266,3 +266,22 @@ def test_a_bias_of_each_block_is_for_finetuning_relative_positions(tiny: Path, t
     with pytest.raises(RecipeError, match="bias_per_block is for relative positions, and the encoder's are 'sincos'"):
         run("finetune", tiny / "mae.toml", *begin[1:], tmp_path / "plain", "--set", "bias_per_block=true")
     assert not (tmp_path / "plain").exists()
+
+
+def test_every_blocks_own_bias_trains_the_same_at_any_stage_and_when_blocks_are_computed_again(
+    tiny: Path, tmp_path: Path
+) -> None:
+    short = ["global_batch=8", "micro_batch=4", "workers=0"]
+    base = settings([*(f"data.{each}" for each in short), "schedule.epochs=1.0", "schedule.warmup_epochs=0.5"])
+    base += settings(["eval_every_epochs=1.0", "eval_split=train", "bias_per_block=true"])
+    begin = ["finetune", tiny / "beit.toml", "--from-scratch", "--shards", tiny / "shards", "--out"]
+    found = {}
+    for name, choice in {"1": "zero=1", "3": "zero=3", "again": "checkpoint_blocks=2"}.items():
+        run(*begin, tmp_path / name, *base, *settings([f"engine.{choice}"]))
+        weights = load_file(tmp_path / name / "model.safetensors")
+        found[name] = losses(tmp_path / name), [w for n, w in weights.items() if n.endswith(BIAS)]
+    assert all(bool(table.any()) for table in found["1"][1])
+    for name in ("3", "again"):
+        assert found[name][0] == pytest.approx(found["1"][0], rel=1e-5)
+        for one, other in zip(found[name][1], found["1"][1], strict=True):
+            assert torch.allclose(one, other, atol=1e-6)
