@@ -133,10 +133,6 @@ def _tables(weights: Weights) -> Weights:
     return weights | {"pos_embed": torch.zeros(1, 17, 48)}
 
 
-def _transformers(weights: Weights) -> Weights:
-    return weights | {"encoder.relative_position_bias.relative_position_bias_table": torch.zeros(52, 4)}
-
-
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
@@ -145,7 +141,6 @@ def _transformers(weights: Weights) -> Weights:
         (_half, "holds 1 weight .'blocks.1.attn.q_bias'. that a ViT"),
         (_both, "holds 1 weight .'blocks.1.rel_pos_bias.relative_position_bias_table'."),
         (_tables, "holds 1 weight .'pos_embed'. that a ViT"),
-        (_transformers, "is a BEiT of transformers .* give its authors' file or timm's"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, damage: Callable[[Weights], Weights], why: str) -> None:
@@ -159,3 +154,42 @@ def test_transformers_has_no_name_for_it(tmp_path: Path) -> None:
     assert BIAS in model_of_run(tmp_path / "run").weights
     with pytest.raises(RunError, match="relative positions, which transformers' ViT has not"):
         send_out(tmp_path / "run", "huggingface")
+
+
+@pytest.mark.parametrize("positions", WAYS)
+@pytest.mark.parametrize("names", [4, 5])
+def test_transformers_own_come_in_and_compute_the_same(tmp_path: Path, positions: str, names: int) -> None:
+    """As it saves them, with the names of version 4, and as version 5 has them in memory."""
+    import transformers
+
+    shape = {
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 192,
+        "patch_size": 8,
+    }
+    bias = f"use_{'shared_' if positions == 'relative' else ''}relative_position_bias"
+    chosen = transformers.BeitConfig(
+        **shape, image_size=32, patch_size=8, num_labels=7, layer_norm_eps=1e-6, **{bias: True}
+    )
+    classifies = transformers.BeitForImageClassification(chosen).eval()
+    tells = transformers.BeitForMaskedImageModeling(chosen).eval()
+    draw = torch.Generator().manual_seed(3)
+    for name, model in (("classifies", classifies), ("tells", tells)):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
+        if names == 4:
+            model.save_pretrained(tmp_path / name)
+            assert any("encoder.layer.1" in each for each in load_file(tmp_path / name / "model.safetensors"))
+        else:
+            chosen.save_pretrained(tmp_path / name)
+            save_file(dict(model.state_dict()), tmp_path / name / "model.safetensors")
+    arrival = bring_in(tmp_path / "classifies", tmp_path / "run")
+    assert (arrival.family, arrival.model.encoder.positions) == ("beit", positions)
+    with torch.no_grad():
+        near(logits_of(tmp_path / "run", images(32)), classifies(images(32)).logits)
+        bring_in(tmp_path / "tells", tmp_path / "encoder")
+        seen = tells.layernorm(tells.beit(images(32)).last_hidden_state)
+    near(features_of(tmp_path / "encoder", images(32)), seen)

@@ -1,4 +1,4 @@
-"""BEiT (Bao et al. 2022) and BEiT v2 (Peng et al. 2022), as their authors and timm name what has relative positions.
+"""BEiT (Bao et al. 2022) and BEiT v2 (Peng et al. 2022) as their authors, timm and transformers name them.
 
 Names differ, and keys have no bias: one would add the same number to all that a query's softmax compares.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mae_pipe.contracts import Grid
+from mae_pipe.interop.transformers_beit import as_authors
 from mae_pipe.positions import BIAS, OF_CLASS
 from mae_pipe.relative import distances
 
@@ -28,6 +29,7 @@ def to_official(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[
     What has no known name keeps its own, for the caller to refuse; so does an index that does not say which row of the
     table two patches have here.
     """
+    weights = as_authors(weights) if any("embeddings." in name for name in weights) else weights
     found: dict[str, Tensor] = {}
     thirds: dict[str, dict[str, Tensor]] = {}
     left_out = [name for name in weights if _ASIDE.fullmatch(name)]

@@ -42,7 +42,7 @@ def _plain(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]
 FAMILIES = {  # in the order in which they are looked for
     "beit": Family(
         "BEiT, BEiT v2",
-        re.compile(r"(rel_pos_bias|blocks\.\d+\.attn)\.relative_position_bias_table"),
+        re.compile(r".*\.relative_position_bias_table"),
         re.compile(
             rf"{_PLAIN}|(rel_pos_bias|blocks\.\d+\.attn)\.relative_position_(bias_table|index)|mask_token|lm_head\..*|cls_pt_.*"
             r"|blocks\.\d+\.(gamma_[12]|attn\.[qkv]_bias)|fc_norm\..*|head\..*"
@@ -88,7 +88,6 @@ FAMILIES = {  # in the order in which they are looked for
         _plain,
     ),
 }
-_TRANSFORMERS_BEIT = re.compile(r".*\.relative_position_bias\.relative_position_(bias_table|index)|.*\.lambda_[12]")
 
 
 def recognise(weights: Mapping[str, Tensor], under: str, what: str) -> str:
@@ -97,12 +96,6 @@ def recognise(weights: Mapping[str, Tensor], under: str, what: str) -> str:
     Raises:
         DataError: there is none; the closest is named, with the names that it has not.
     """
-    theirs = next((name for name in weights if _TRANSFORMERS_BEIT.fullmatch(name)), None)
-    if theirs:
-        raise DataError(
-            f"{what} is a BEiT of transformers ({theirs!r}), whose names are not known here; give its authors' file or "
-            "timm's"
-        )
     if "mask_token" in weights and "blocks.0.ls1.gamma" in weights:
         return "dinov2"
     for name, family in FAMILIES.items():
