@@ -162,17 +162,11 @@ def test_transformers_own_come_in_and_compute_the_same(tmp_path: Path, positions
     """As it saves them, with the names of version 4, and as version 5 has them in memory."""
     import transformers
 
-    shape = {
-        "hidden_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 192,
-        "patch_size": 8,
-    }
-    bias = f"use_{'shared_' if positions == 'relative' else ''}relative_position_bias"
+    shared = positions == "relative"
     chosen = transformers.BeitConfig(
-        **shape, image_size=32, patch_size=8, num_labels=7, layer_norm_eps=1e-6, **{bias: True}
-    )
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=192, image_size=32, patch_size=8,
+        layer_norm_eps=1e-6, use_shared_relative_position_bias=shared, use_relative_position_bias=not shared,
+    )  # fmt: skip
     classifies = transformers.BeitForImageClassification(chosen).eval()
     tells = transformers.BeitForMaskedImageModeling(chosen).eval()
     draw = torch.Generator().manual_seed(3)
