@@ -51,7 +51,10 @@ FLOAT32 = {
     "sums beside the backward pass, ZeRO 3": {"zero": 3, "overlap_comm": True},
     **at_every_stage("gradients where they are", contiguous_gradients=False),
     "no process holds the model": {"zero": 3, "sharded_construction": True},
-    "DeepSpeed's own table": {"zero": 2, "deepspeed": {"zero_optimization": {"round_robin_gradients": True}}},
+    "DeepSpeed's own table": {
+        "zero": 2,
+        "deepspeed": {"zero_optimization": {"use_multi_rank_bucket_allreduce": False}},
+    },
 }
 
 

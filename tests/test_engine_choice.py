@@ -76,6 +76,7 @@ def test_muon_is_refused_with_the_reason() -> None:
         ({"managed_gradient_accumulation": True}, "cannot be set: the loop of mae-pipe counts micro-batches itself"),
         ({"checkpoint": {}}, "cannot be set: mae-pipe writes its own checkpoints"),
         ({"bf16": {"check_grad_overflow": False}}, "cannot be set: mae-pipe's checkpoints and its guard"),
+        ({"zero_optimization": {"round_robin_gradients": True}}, "cannot be set: DeepSpeed then says wrong places"),
         ({"nebula": {}}, "nebula is no key of DeepSpeed's"),
     ],
 )

@@ -71,6 +71,9 @@ REFUSED = {  # keys that would break a run, or mean nothing to one
         "zero_optimization.zenflow",
         "zero_optimization.compute_grad_norm",
     ),
+    "DeepSpeed then says wrong places of weights, from which mae-pipe writes checkpoints": (
+        "zero_optimization.round_robin_gradients",
+    ),
     "DeepSpeed has it no more": ("zero_optimization.legacy_stage1",),
     "mae-pipe's guard looks for parameters that do not learn": ("zero_optimization.ignore_unused_parameters",),
     "which images come when is mae-pipe's": (
