@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mae_pipe import appearance
 from mae_pipe.contracts import Target, View
+from mae_pipe.errors import PluginError
 from mae_pipe.pixels import normalise, normalise_
 from mae_pipe.rng import Rng
 from mae_pipe.seeding import key
@@ -115,8 +116,11 @@ class Method(nn.Module, ABC):
         """What is predicted of the batch, for people to look at; called in evaluation, without gradients.
 
         A method that predicts patches says it here, and its runs draw pictures. Default: it predicts none.
+
+        Raises:
+            PluginError: it predicts none.
         """
-        raise NotImplementedError
+        raise PluginError(f"{type(self).__name__} predicts no patches; give it a reconstruction, or draw no pictures")
 
     @property
     def reconstructs(self) -> bool:

@@ -113,6 +113,19 @@ def test_beit_v2_has_imagenets_statistics(tmp_path: Path) -> None:
     assert recipe.encoder.positions == "relative"
 
 
+def test_grey_images_and_heads_that_are_not_its_own(tmp_path: Path) -> None:
+    file = saved(dict(beit("relative", in_chans=1).state_dict()), tmp_path / "in.pth")
+    assert bring_in(file, tmp_path / "run").model.data.mean == (0.5,)
+    with pytest.raises(DataError, match=r"rel_pos_bias.*of another shape"):
+        bring_in(file, tmp_path / "other", heads=6)
+
+
+def test_a_swin_is_no_beit(tmp_path: Path) -> None:
+    weights = {f"layers.0.{name}": tensor for name, tensor in beit("relative_per_block").state_dict().items()}
+    with pytest.raises(DataError, match="names of no known family"):
+        bring_in(saved({"model": weights}, tmp_path / "in.pth"), tmp_path / "run")
+
+
 def _index(weights: Weights) -> Weights:
     return weights | {"rel_pos_bias.relative_position_index": torch.zeros(17, 17, dtype=torch.int64)}
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,12 +18,13 @@ from mae_pipe.catalog import Catalog
 from mae_pipe.checkpoints import Archive
 from mae_pipe.downstream import downstream
 from mae_pipe.engine.state import AVERAGE
-from mae_pipe.errors import MaePipeError, RecipeError, Stopped
+from mae_pipe.errors import MaePipeError, PluginError, RecipeError, Stopped
 from mae_pipe.momentum import MomentumCopy, rising
 from mae_pipe.optim import Plan
 from mae_pipe.pretraining import groups_of, pretrain
 from mae_pipe.recipe import Pretrain
 from tests.tiny import losses, prepared
+from tests.workers import stages
 
 FOLLOWER = Catalog((Path(__file__).parent / "follower.py",))
 
@@ -148,6 +150,10 @@ def test_what_a_method_cannot_use_or_have_is_refused_in_words(tiny: tuple[Path, 
     with pytest.raises(RecipeError, match=r"set engine\.zero to 2 or less"):
         pretrain(following(tiny, "engine.zero=3"), tiny[1], tmp_path / "run", catalog=FOLLOWER)
     assert not (tmp_path / "run").exists()
+    task = build(following(tiny), FOLLOWER)
+    assert not task.reconstructs
+    with pytest.raises(PluginError, match="predicts no patches; give it a reconstruction"):
+        task.reconstruct(stages.noise(np.arange(2)))
 
 
 def test_a_run_of_another_method_is_probed_and_says_which_it_was(tiny: tuple[Path, Path], tmp_path: Path) -> None:

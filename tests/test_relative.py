@@ -78,8 +78,8 @@ def test_the_encoder_is_timms_beit(size: tuple[int, int], positions: str) -> Non
             q, _, v = weight.chunk(3)
             given |= {name.replace("qkv.bias", "q_bias"): q, name.replace("qkv.bias", "v_bias"): v}
         elif name != "mask_token":
-            name = re.sub(r"ls([12])\.gamma", r"gamma_\1", name)  # noqa: PLW2901
-            given[re.sub(r"(blocks\.\d+)\.rel_pos_bias", r"\1.attn", name)] = weight
+            scaled = re.sub(r"ls([12])\.gamma", r"gamma_\1", name)
+            given[re.sub(r"(blocks\.\d+)\.rel_pos_bias", r"\1.attn", scaled)] = weight
     theirs.load_state_dict(given)
     images = torch.randn(3, 3, *size)
     assert torch.allclose(ours(images), theirs.forward_features(images), atol=1e-5)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from mae_pipe.interop.transformers_beit import as_authors
 from mae_pipe.positions import BIAS, OF_CLASS
 from mae_pipe.relative import distances
 
-V1_STATISTICS = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # mean and std of its published models; those of v2 have ImageNet's
+_KERNELS = "patch_embed.proj.weight", "patch_embeddings.projection.weight"
 _TABLE = "relative_position_bias_table"
 _INDEX = "relative_position_index"
 _ASIDE = re.compile(r"mask_token|lm_head\..*|cls_pt_.*")  # of pretraining alone
@@ -66,6 +67,14 @@ def from_official(weights: Mapping[str, Tensor], grid: Grid, *, index: bool) -> 
         if index and own.endswith(_TABLE):
             found[own.replace(_TABLE, _INDEX)] = distances(grid, 1, tensor.device)
     return found
+
+
+def statistics_of(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Mean and std of the published models of colours; of v2, which its own layers tell, they are the usual ones."""
+    kernel = next((tensor for name, tensor in weights.items() if name.endswith(_KERNELS)), None)
+    colours = kernel is not None and kernel.dim() == 4 and kernel.shape[1] == 3
+    v2 = any(name.startswith("cls_pt_") for name in weights)
+    return {"mean": (0.5,) * 3, "std": (0.5,) * 3} if colours and not v2 else {}
 
 
 def side_of(table: Tensor) -> int | None:

@@ -42,7 +42,11 @@ def _plain(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]
 FAMILIES = {  # in the order in which they are looked for
     "beit": Family(
         "BEiT, BEiT v2",
-        re.compile(r".*\.relative_position_bias_table"),
+        re.compile(
+            r"(rel_pos_bias|blocks\.\d+\.attn"
+            r"|(beit\.)?(shared_position_bias|(encoder|(encoder\.layer|layers)\.\d+(\.attention\.attention)?)"
+            r"\.relative_position_bias))\.relative_position_bias_table"
+        ),
         re.compile(
             rf"{_PLAIN}|(rel_pos_bias|blocks\.\d+\.attn)\.relative_position_(bias_table|index)|mask_token|lm_head\..*|cls_pt_.*"
             r"|blocks\.\d+\.(gamma_[12]|attn\.[qkv]_bias)|fc_norm\..*|head\..*"

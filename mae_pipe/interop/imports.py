@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mae_pipe.disk import new_folder
 from mae_pipe.errors import DataError
-from mae_pipe.interop.beit import V1_STATISTICS
+from mae_pipe.interop.beit import statistics_of
 from mae_pipe.interop.families import FAMILIES, recognise
 from mae_pipe.interop.model import Model, check, listed
 from mae_pipe.interop.official import own_name
@@ -94,8 +94,8 @@ def understood(source: Source, family: str | None, given: Hints, target: str | N
         said.append(f"left out {listed(left_out)}")
     said += _eps(source, what)
     hints = _hints(source, given, target)
-    if family == "beit" and hints.mean is None and not any(name.startswith("cls_pt_") for name in source.weights):
-        hints = replace(hints, mean=V1_STATISTICS[0], std=V1_STATISTICS[1])
+    if family == "beit" and hints.mean is None:
+        hints = replace(hints, **statistics_of(source.weights))
     model = model_of(weights, hints, family, what)
     if model.head and model.head.norm == "encoder" and "global_pool" not in source.config and family != "huggingface":
         said.append("the file does not say what its classifier looks at; taken as the class token")

@@ -64,7 +64,7 @@ def model_of(weights: Mapping[str, Tensor], hints: Hints, family: str, what: str
         size = hints.size or _size(given["pos_embed"].shape[1] - tokens, (high, wide), what)
     else:
         size = hints.size or _size_of_distances(_need(weights, bias, 2, what), (high, wide), what)
-        hints = replace(hints, heads=weights[bias].shape[1])
+        hints = replace(hints, heads=hints.heads or weights[bias].shape[1])
     data = {"mean": hints.mean, "std": hints.std, "centre_share": hints.crop, "size": _one(size)}
     if hints.mean is None and channels != len(Data().mean):
         data |= {"mean": (0.5,) * channels, "std": (0.5,) * channels}
